@@ -1,0 +1,65 @@
+"""The kernels' contracts, each checked against NumPy in float64. Tests run them on CPU, `doctor` on the device at hand.
+
+A check returns a line with the measured error and raises AssertionError where the contract does not hold.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from ospnext_ms.kernels.attention import Attention, default_attention
+from ospnext_ms.kernels.device import on_ascend
+from ospnext_ms.kernels.norms import layer_norm, rms_norm
+
+# Largest relative Frobenius error: a few roundings of the dtype.
+TOLERANCE = {ms.float32: 1e-5, ms.bfloat16: 2e-2}
+
+
+def compute_dtype():
+    """dtype the networks compute in on this device: bf16 on Ascend, fp32 elsewhere."""
+    return ms.bfloat16 if on_ascend() else ms.float32
+
+
+def _report(actual, expected, dtype):
+    actual = actual.astype(ms.float32).asnumpy().astype(np.float64)
+    error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+    assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
+    assert error <= TOLERANCE[dtype], f"relative error {error:.2e}, allowed {TOLERANCE[dtype]:.0e}"
+    return f"relative error {error:.1e} in {dtype}"
+
+
+def _inputs(*shapes, dtype):
+    """Tensors of `dtype` and the very same values in NumPy float64."""
+    rng = np.random.default_rng(0)
+    tensors = [Tensor(rng.normal(size=shape).astype(np.float32)).astype(dtype) for shape in shapes]
+    return tensors, [tensor.astype(ms.float32).asnumpy().astype(np.float64) for tensor in tensors]
+
+
+def check_attention(implementation=None, dtype=None):
+    """Attention of 200 queries to 330 keys, 4 heads of 32."""
+    dtype = dtype or compute_dtype()
+    implementation = implementation or default_attention(dtype)
+    (q, k, v), (q64, k64, v64) = _inputs((2, 200, 4, 32), (2, 330, 4, 32), (2, 330, 4, 32), dtype=dtype)
+    scores = np.einsum("bnhd,bmhd->bhnm", q64, k64) / np.sqrt(32)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    expected = np.einsum("bhnm,bmhd->bnhd", weights, v64)
+    return f"{implementation}: " + _report(Attention(implementation)(q, k, v), expected, dtype)
+
+
+def check_layer_norm():
+    """LayerNorm of rows of 96."""
+    (x, weight, bias), (x64, weight64, bias64) = _inputs((3, 7, 96), (96,), (96,), dtype=ms.float32)
+    centred = x64 - x64.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * weight64 + bias64
+    return _report(layer_norm(x, weight, bias, 1e-6), expected, ms.float32)
+
+
+def check_rms_norm():
+    """RMSNorm of rows of 96."""
+    (x, weight), (x64, weight64) = _inputs((3, 7, 96), (96,), dtype=ms.float32)
+    expected = x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + 1e-6) * weight64
+    return _report(rms_norm(x, weight, 1e-6), expected, ms.float32)
+
+
+CONTRACTS = (("attention", check_attention), ("layer_norm", check_layer_norm), ("rms_norm", check_rms_norm))

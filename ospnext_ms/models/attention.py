@@ -1,0 +1,66 @@
+"""Self- and cross-attention of a block. B batch, N tokens, C width, H heads, D head width, L text tokens."""
+
+from mindspore import nn
+
+from ospnext_ms.models.layers import RMSNorm
+from ospnext_ms.models.rope import apply_rope
+
+
+class SelfAttention(nn.Cell):
+    """Attention of the video tokens, full or inside the sub-sequences of a pattern.
+
+    q and k are RMS-normalised over the full width C before the split into heads, then rotated (RoPE).
+
+    Args:
+        dim, num_heads: C and H. linear: factory (in, out) -> Cell. sequence, attention: see OSPNextDiT.
+        sparse: attend inside sub-sequences.
+
+    Inputs: x [B, N, C] in the order of `pattern`; rope (cos, sin) in that order; grid (T, H, W). Output [B, N, C].
+    """
+
+    def __init__(self, dim, num_heads, linear, sequence, attention, sparse, dtype):
+        super().__init__()
+        self.num_heads = num_heads
+        self.sequence = sequence
+        self.attention = attention
+        self.sparse = sparse
+        self.dtype = dtype
+        self.q, self.k, self.v, self.o = (linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
+
+    def construct(self, x_BNC, cos_ND, sin_ND, grid, pattern):
+        shape = (*x_BNC.shape[:2], self.num_heads, x_BNC.shape[2] // self.num_heads)
+        q_BNHD = apply_rope(self.norm_q(self.q(x_BNC)).reshape(shape), cos_ND, sin_ND).astype(self.dtype)
+        k_BNHD = apply_rope(self.norm_k(self.k(x_BNC)).reshape(shape), cos_ND, sin_ND).astype(self.dtype)
+        v_BNHD = self.v(x_BNC).reshape(shape).astype(self.dtype)
+        if self.sparse:
+            out_BNHD = self.sequence.attend_sparse(self.attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern)
+        else:
+            out_BNHD = self.sequence.attend_full(self.attention, q_BNHD, k_BNHD, v_BNHD)
+        return self.o(out_BNHD.reshape(x_BNC.shape))
+
+
+class CrossAttention(nn.Cell):
+    """Attention of the video tokens to the text; keys and values are projected once per sample.
+
+    Inputs: x [B, N, C], text [B, L, C]. Output [B, N, C].
+    """
+
+    def __init__(self, dim, num_heads, linear, attention, dtype):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention = attention
+        self.dtype = dtype
+        self.q, self.k, self.v, self.o = (linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
+
+    def construct(self, x_BNC, text_BLC):
+        out_BNHD = self.attention(
+            self._heads(self.norm_q(self.q(x_BNC))),
+            self._heads(self.norm_k(self.k(text_BLC))),
+            self._heads(self.v(text_BLC)),
+        )
+        return self.o(out_BNHD.reshape(x_BNC.shape))
+
+    def _heads(self, x_BNC):
+        return x_BNC.reshape(*x_BNC.shape[:2], self.num_heads, -1).astype(self.dtype)

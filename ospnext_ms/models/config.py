@@ -1,0 +1,107 @@
+"""Shapes of the networks. Framework-free, so that tools can read them without MindSpore."""
+
+from dataclasses import dataclass
+
+SKIPARSE_LAYOUTS = ("dual_end", "full")
+
+
+def _require_one_of(name, value, valid):
+    if value not in valid:
+        raise ValueError(f"{name} is {value!r}; valid: {', '.join(map(repr, valid))}")
+
+
+def _require_positive(section, **values):
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{section}.{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Shape of the diffusion transformer (design of Wan2.1, arXiv 2503.20314; sparsity of OSP-Next, arXiv 2605.28691).
+
+    `skiparse="dual_end"` makes the first and the last `num_full_blocks / 2` blocks full and the blocks between them
+    alternately token and group sparse; `"full"` makes every block full (that is Wan2.1 itself).
+    """
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    freq_dim: int
+    text_dim: int
+    text_len: int
+    in_channels: int = 16
+    out_channels: int = 16
+    patch_size: tuple = (1, 2, 2)
+    skiparse: str = "dual_end"
+    sparse_ratio: int = 2
+    num_full_blocks: int | None = None
+    quant: str | None = None
+    quant_attention: str | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "patch_size", tuple(self.patch_size))
+        _require_positive("dit", dim=self.dim, ffn_dim=self.ffn_dim, num_heads=self.num_heads,
+                          num_layers=self.num_layers, text_dim=self.text_dim, text_len=self.text_len,
+                          sparse_ratio=self.sparse_ratio)
+        _require_one_of("dit.skiparse", self.skiparse, SKIPARSE_LAYOUTS)
+        _require_one_of("dit.quant", self.quant, (None, "hif8"))
+        _require_one_of("dit.quant_attention", self.quant_attention, (None, "hif8"))
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+            raise ValueError(f"dit.dim {self.dim} over dit.num_heads {self.num_heads} must be a whole, even head size")
+        if self.freq_dim % 2:
+            raise ValueError(f"dit.freq_dim is {self.freq_dim}; it must be even (half cosine, half sine)")
+        if len(self.patch_size) != 3 or self.patch_size[0] != 1:
+            raise ValueError(f"dit.patch_size is {self.patch_size}; it must be (1, height, width)")
+        self._check_full_blocks()
+
+    def _check_full_blocks(self):
+        n = self.num_full_blocks
+        if self.skiparse == "dual_end":
+            valid = list(range(0, self.num_layers // 2 + 1, 4))
+            if n not in valid:
+                raise ValueError(f"dit.num_full_blocks is {n}; with {self.num_layers} layers valid values are {valid}")
+
+    @property
+    def head_dim(self):
+        """Width of one attention head."""
+        return self.dim // self.num_heads
+
+    @property
+    def block_patterns(self):
+        """Pattern of every block, in order: a tuple of "full", "token" and "group" (paper: hybrid layout)."""
+        if self.skiparse == "full":
+            return ("full",) * self.num_layers
+        half = self.num_full_blocks // 2
+        sparse = range(half, self.num_layers - half)
+        return tuple(("token" if i % 2 == 0 else "group") if i in sparse else "full" for i in range(self.num_layers))
+
+
+@dataclass(frozen=True)
+class UMT5Config:
+    """Shape of the UMT5 text encoder; XXL is 256384 / 4096 / 10240 / 64 / 24."""
+
+    vocab_size: int
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    num_buckets: int = 32
+
+    def __post_init__(self):
+        _require_positive("text_encoder", vocab_size=self.vocab_size, dim=self.dim, ffn_dim=self.ffn_dim,
+                          num_heads=self.num_heads, num_layers=self.num_layers)
+        if self.dim % self.num_heads:
+            raise ValueError(f"text_encoder.dim {self.dim} is not divisible by num_heads {self.num_heads}")
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Shape of WanVAE: base width (96 in Wan2.1) and latent channels. Width multipliers are (1, 2, 4, 4)."""
+
+    dim: int
+    z_dim: int = 16
+
+    def __post_init__(self):
+        _require_positive("vae", dim=self.dim, z_dim=self.z_dim)

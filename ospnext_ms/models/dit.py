@@ -1,0 +1,211 @@
+"""The OSP-Next diffusion transformer (arXiv 2605.28691): Wan2.1's network with full and sparse blocks, in packed order.
+
+B batch, N = T*H*W tokens, C width, L text tokens. The latent has in_channels channels and (T, 2H, 2W) positions for
+patch size (1, 2, 2). The token sequence is permuted into token order when it enters, gathered once at every switch
+between token and group blocks, and permuted back at the end; full blocks run in whatever order it is in.
+"""
+
+from functools import partial
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Normal, initializer
+
+from ospnext_ms.kernels.attention import Attention, default_attention
+from ospnext_ms.models.attention import CrossAttention, SelfAttention
+from ospnext_ms.models.config import DiTConfig
+from ospnext_ms.models.layers import (
+    GELU,
+    LayerNorm,
+    Linear,
+    PatchEmbedding,
+    SiLU,
+    timestep_frequencies,
+    timestep_sinusoid,
+)
+from ospnext_ms.models.sequence import PackedSequence
+
+__all__ = ["DiTConfig", "DiTBlock", "OSPNextDiT"]
+
+
+class DiTBlock(nn.Cell):
+    """One transformer block.
+
+        x += gate_a * SelfAttention(norm1(x) * (1 + scale_a) + shift_a)
+        x += CrossAttention(norm3(x), text)
+        x += gate_f * FFN(norm2(x) * (1 + scale_f) + shift_f)
+
+    with (shift_a, scale_a, gate_a, shift_f, scale_f, gate_f) = modulation + e0. Norms, modulation and the updates of x
+    are fp32; x is rounded once per update to its own dtype.
+
+    Inputs: x [B, N, C], e0 [B, 6, C] fp32, text [B, L, C], cos and sin [N, D/2], grid, pattern. Output: as x.
+    """
+
+    def __init__(self, config, linear, sequence, attention, sparse, dtype):
+        super().__init__()
+        dim = config.dim
+        self.norm1 = LayerNorm(dim, affine=False)
+        self.self_attn = SelfAttention(dim, config.num_heads, linear, sequence, attention, sparse, dtype)
+        self.norm3 = LayerNorm(dim, affine=True)
+        self.cross_attn = CrossAttention(dim, config.num_heads, linear, attention, dtype)
+        self.norm2 = LayerNorm(dim, affine=False)
+        self.ffn = nn.SequentialCell(linear(dim, config.ffn_dim), GELU(), linear(config.ffn_dim, dim))
+        self.modulation = Parameter(initializer(Normal(dim**-0.5), (1, 6, dim), ms.float32), name="modulation")
+
+    def construct(self, x_BNC, e0_B6C, text_BLC, cos_ND, sin_ND, grid, pattern):
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = ops.chunk(self.modulation + e0_B6C, 6, 1)
+        y = self.self_attn(self.norm1(x_BNC) * (1 + scale_a) + shift_a, cos_ND, sin_ND, grid, pattern)
+        x_BNC = _update(x_BNC, y, gate_a)
+        x_BNC = _update(x_BNC, self.cross_attn(self.norm3(x_BNC), text_BLC))
+        y = self.ffn(self.norm2(x_BNC) * (1 + scale_f) + shift_f)
+        return _update(x_BNC, y, gate_f)
+
+
+def _update(x, y, gate=None):
+    y = y.astype(ms.float32)
+    if gate is not None:
+        y = y * gate
+    return (x.astype(ms.float32) + y).astype(x.dtype)
+
+
+class Head(nn.Cell):
+    """norm(x) * (1 + scale) + shift, then a projection to the patch, in fp32.
+
+    Inputs: x [B, N, C], e [B, C] fp32. Output [B, N, out_channels * prod(patch_size)] fp32, channels last.
+    """
+
+    def __init__(self, dim, out_dim):
+        super().__init__()
+        self.norm = LayerNorm(dim, affine=False)
+        self.head = Linear(dim, out_dim)
+        self.modulation = Parameter(initializer(Normal(dim**-0.5), (1, 2, dim), ms.float32), name="modulation")
+
+    def construct(self, x_BNC, e_BC):
+        shift, scale = ops.chunk(self.modulation + e_BC.expand_dims(1), 2, 1)
+        return self.head(self.norm(x_BNC) * (1 + scale) + shift)
+
+
+class OSPNextDiT(nn.Cell):
+    """Velocity of a video latent.
+
+    Args:
+        config: DiTConfig.
+        dtype: compute dtype of linears and attention (fp32; bf16 on Ascend). Norms, modulation, RoPE, the timestep
+            path and the head are fp32 always.
+        param_dtype: storage dtype of the linears' weights, default `dtype`.
+        residual_dtype: dtype of the residual stream, default `dtype`.
+        linear: factory (in_channels, out_channels) -> Cell of the blocks' linear layers, default Linear.
+        sequence: what owns the order of the tokens, default PackedSequence (the whole video on this device).
+        attention: Cell with the contract of kernels.attention.Attention, default the best one of this device.
+
+    Inputs: x [B, in_channels, T, H', W']; t [B] in [0, 1000]; text [B, L, text_dim] with L <= text_len, zero-padded
+    here to text_len, the padding being attended to. Output: velocity [B, out_channels, T, H', W'] fp32.
+
+    Raises:
+        ValueError: an input whose shape does not fit the configuration.
+    """
+
+    def __init__(self, config, dtype=ms.float32, param_dtype=None, residual_dtype=None, linear=None, sequence=None,
+                 attention=None):
+        super().__init__()
+        if config.quant or config.quant_attention:
+            raise ValueError("dit.quant and dit.quant_attention: 'hif8' is not in this version; leave them out")
+        param_dtype = param_dtype or dtype
+        plain = partial(Linear, dtype=dtype, param_dtype=param_dtype)
+        linear = linear or plain
+        attention = attention or Attention(default_attention(dtype))
+        dim = config.dim
+        self.config = config
+        self.residual_dtype = residual_dtype or dtype
+        self.sequence = sequence or PackedSequence(config.sparse_ratio)
+        self.patch_embedding = PatchEmbedding(config.in_channels, dim, config.patch_size, dtype, param_dtype)
+        self.text_embedding = nn.SequentialCell(plain(config.text_dim, dim), GELU(), plain(dim, dim))
+        self.frequencies = Tensor(timestep_frequencies(config.freq_dim), ms.float64)
+        self.time_embedding = nn.SequentialCell(Linear(config.freq_dim, dim), SiLU(), Linear(dim, dim))
+        self.time_projection = nn.SequentialCell(SiLU(), Linear(dim, 6 * dim))
+        patterns = config.block_patterns
+        self.orders = _orders(patterns)
+        self.blocks = nn.CellList(
+            [DiTBlock(config, linear, self.sequence, attention, pattern != "full", dtype) for pattern in patterns]
+        )
+        self.head = Head(dim, config.out_channels * int(np.prod(config.patch_size)))
+
+    def construct(self, x, t, text):
+        _check_inputs(self.config, x.shape, t.shape, text.shape)
+        grid = _token_grid(x.shape, self.config.patch_size)
+        patches_BNK = patchify(x, self.config.patch_size)
+        x_BNC = self.patch_embedding(self.sequence.enter(patches_BNK, grid)).astype(self.residual_dtype)
+        e_BC, e0_B6C = self.embed_time(t)
+        text_BLC = self.embed_text(text)
+        head_dim = self.config.head_dim
+        order = "token"
+        for i, block in enumerate(self.blocks):
+            if self.orders[i] != order:
+                order = self.orders[i]
+                x_BNC = self.sequence.switch(x_BNC, grid, order)
+            cos, sin = self.sequence.rope(grid, order, head_dim)
+            x_BNC = block(x_BNC, e0_B6C, text_BLC, cos, sin, grid, order)
+        patches_BNK = self.sequence.leave(self.head(x_BNC, e_BC), grid, order)
+        return unpatchify(patches_BNK, grid, self.config.patch_size)
+
+    def embed_time(self, t_B):
+        """Timestep [B] -> e [B, C] for the head and e0 [B, 6, C] for the blocks, fp32."""
+        e_BC = self.time_embedding(timestep_sinusoid(t_B, self.frequencies))
+        return e_BC, self.time_projection(e_BC).reshape(e_BC.shape[0], 6, -1)
+
+    def embed_text(self, text_BLC):
+        """Text encoder output [B, L, text_dim] -> [B, text_len, C]."""
+        batch, length, width = text_BLC.shape
+        if length < self.config.text_len:
+            padding = ops.zeros((batch, self.config.text_len - length, width), text_BLC.dtype)
+            text_BLC = ops.cat((text_BLC, padding), 1)
+        return self.text_embedding(text_BLC)
+
+
+def _orders(patterns):
+    """Order the sequence stands in at every block: sparse blocks need theirs, full ones leave it as it is."""
+    orders, current = [], "token"
+    for pattern in patterns:
+        current = current if pattern == "full" else pattern
+        orders.append(current)
+    return tuple(orders)
+
+
+def _token_grid(shape, patch_size):
+    return (shape[2] // patch_size[0], shape[3] // patch_size[1], shape[4] // patch_size[2])
+
+
+def _check_inputs(config, x_shape, t_shape, text_shape):
+    patch = config.patch_size
+    if len(x_shape) != 5 or x_shape[1] != config.in_channels or x_shape[3] % patch[1] or x_shape[4] % patch[2]:
+        raise ValueError(
+            f"latent has shape {x_shape}; expected [B, {config.in_channels}, T, a multiple of {patch[1]}, "
+            f"a multiple of {patch[2]}]"
+        )
+    if t_shape != (x_shape[0],):
+        raise ValueError(f"t has shape {t_shape}; expected ({x_shape[0]},)")
+    if len(text_shape) != 3 or text_shape[0] != x_shape[0] or text_shape[2] != config.text_dim:
+        raise ValueError(f"text has shape {text_shape}; expected [{x_shape[0]}, L, {config.text_dim}]")
+    if text_shape[1] > config.text_len:
+        raise ValueError(f"text has {text_shape[1]} tokens; dit.text_len is {config.text_len}")
+
+
+def patchify(x_BCTHW, patch_size):
+    """[B, C, T*pt, H*ph, W*pw] -> [B, T*H*W, C*pt*ph*pw], channel first inside a patch."""
+    batch, channels, frames, height, width = x_BCTHW.shape
+    pt, ph, pw = patch_size
+    x = x_BCTHW.reshape(batch, channels, frames, height // ph, ph, width // pw, pw)
+    x = x.transpose(0, 2, 3, 5, 1, 4, 6)
+    return x.reshape(batch, -1, channels * pt * ph * pw)
+
+
+def unpatchify(patches_BNK, grid, patch_size):
+    """[B, T*H*W, ph*pw*C], channel last inside a patch -> [B, C, T, H*ph, W*pw]."""
+    batch, _, width = patches_BNK.shape
+    _, ph, pw = patch_size
+    channels = width // (ph * pw)
+    frames, rows, columns = grid
+    x = patches_BNK.reshape(batch, frames, rows, columns, ph, pw, channels)
+    x = x.transpose(0, 6, 1, 2, 4, 3, 5)
+    return x.reshape(batch, channels, frames, rows * ph, columns * pw)

@@ -1,0 +1,107 @@
+"""Small layers of the diffusion transformer. Parameter names are those of the PyTorch checkpoints."""
+
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, nn, ops
+from mindspore.common.initializer import XavierUniform, initializer
+
+from ospnext_ms.kernels import norms
+
+NORM_EPS = 1e-6
+
+
+class Linear(nn.Cell):
+    """y = x weight^T + bias, computed in `dtype`; weight [out_channels, in_channels], bias [out_channels].
+
+    Input [..., in_channels] of any float dtype, output [..., out_channels] in `dtype`.
+    """
+
+    def __init__(self, in_channels, out_channels, has_bias=True, dtype=ms.float32, param_dtype=None):
+        super().__init__()
+        self.dtype = dtype
+        param_dtype = param_dtype or dtype
+        self.weight = Parameter(initializer(XavierUniform(), (out_channels, in_channels), param_dtype), name="weight")
+        self.has_bias = has_bias
+        if has_bias:
+            self.bias = Parameter(initializer("zeros", (out_channels,), param_dtype), name="bias")
+
+    def construct(self, x):
+        weight = self.weight.astype(self.dtype)
+        bias = self.bias.astype(self.dtype) if self.has_bias else None
+        return ops.dense(x.astype(self.dtype), weight, bias)
+
+
+class LayerNorm(nn.Cell):
+    """LayerNorm over the last axis [..., C] in fp32; fp32 out. With `affine` it has weight and bias [C]."""
+
+    def __init__(self, dim, affine):
+        super().__init__()
+        self.dim = dim
+        self.affine = affine
+        if affine:
+            self.weight = Parameter(initializer("ones", (dim,), ms.float32), name="weight")
+            self.bias = Parameter(initializer("zeros", (dim,), ms.float32), name="bias")
+
+    def construct(self, x):
+        if self.affine:
+            return norms.layer_norm(x, self.weight, self.bias, NORM_EPS)
+        return norms.layer_norm(x, ops.ones((self.dim,), ms.float32), ops.zeros((self.dim,), ms.float32), NORM_EPS)
+
+
+class RMSNorm(nn.Cell):
+    """x / rms(x) * weight over the last axis [..., C] in fp32; fp32 out."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = Parameter(initializer("ones", (dim,), ms.float32), name="weight")
+
+    def construct(self, x):
+        return norms.rms_norm(x, self.weight, NORM_EPS)
+
+
+class GELU(nn.Cell):
+    """Gaussian error linear unit, tanh form."""
+
+    def construct(self, x):
+        return ops.gelu(x, approximate="tanh")
+
+
+class SiLU(nn.Cell):
+    """x * sigmoid(x)."""
+
+    def construct(self, x):
+        return ops.silu(x)
+
+
+class PatchEmbedding(nn.Cell):
+    """Convolution whose stride is its kernel, as one matrix product on unfolded patches.
+
+    Input patches [B, N, in_channels * prod(patch_size)] (channel first, then t, h, w inside the patch), output
+    [B, N, dim] in `dtype`. weight [dim, in_channels, *patch_size], bias [dim].
+    """
+
+    def __init__(self, in_channels, dim, patch_size, dtype, param_dtype):
+        super().__init__()
+        self.dtype = dtype
+        shape = (dim, in_channels, *patch_size)
+        self.flat_shape = (dim, in_channels * math.prod(patch_size))
+        self.weight = Parameter(initializer(XavierUniform(), shape, param_dtype), name="weight")
+        self.bias = Parameter(initializer("zeros", (dim,), param_dtype), name="bias")
+
+    def construct(self, patches_BNK):
+        weight = self.weight.reshape(self.flat_shape).astype(self.dtype)
+        return ops.dense(patches_BNK.astype(self.dtype), weight, self.bias.astype(self.dtype))
+
+
+def timestep_frequencies(freq_dim):
+    """Frequencies 10000^(-i / (freq_dim/2)) of the timestep sinusoid, NumPy float64 [freq_dim / 2]."""
+    half = freq_dim // 2
+    return 10000.0 ** (-np.arange(half) / half)
+
+
+def timestep_sinusoid(t_B, frequencies):
+    """[cos(t f), sin(t f)] in float64 (t reaches 1000, so fp32 would lose digits), returned in fp32 [B, freq_dim]."""
+    angles = t_B.astype(ms.float64).reshape(-1, 1) * frequencies.reshape(1, -1)
+    return ops.cat((ops.cos(angles), ops.sin(angles)), 1).astype(ms.float32)

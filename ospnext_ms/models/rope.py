@@ -1,0 +1,45 @@
+"""Rotary position embedding on (t, h, w). B batch, N tokens, H heads, D head width."""
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+
+THETA = 10000.0
+
+
+def rope_table(grid, head_dim, order=None):
+    """Cosines and sines of every token's rotation angles.
+
+    The D/2 complex pairs are split into D/2 - 2*floor(D/6), floor(D/6), floor(D/6) for t, h, w; frequency i of a part
+    of n pairs is THETA^(-i/n) (Wan2.1, arXiv 2503.20314). Computed in float64.
+
+    Args:
+        grid: (T, H, W). head_dim: D, even. order: natural indices of the rows wanted, default all in natural order.
+
+    Returns:
+        (cos, sin), NumPy fp32 [N, D/2].
+    """
+    pairs = head_dim // 2
+    spatial = head_dim // 6
+    angles = []
+    positions = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), -1).reshape(-1, 3)
+    for axis, n in enumerate((pairs - 2 * spatial, spatial, spatial)):
+        frequencies = THETA ** (-np.arange(n) / n) if n else np.zeros(0)
+        angles.append(positions[:, axis, None] * frequencies)
+    angles = np.concatenate(angles, -1)
+    if order is not None:
+        angles = angles[order]
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def apply_rope(x_BNHD, cos_ND, sin_ND):
+    """Rotate the interleaved pairs (2i, 2i+1) of every head, in fp32.
+
+    x [B, N, H, D]; cos and sin [N, D/2] fp32. Returns fp32 [B, N, H, D].
+    """
+    batch, num_tokens, num_heads, head_dim = x_BNHD.shape
+    pairs = x_BNHD.astype(ms.float32).reshape(batch, num_tokens, num_heads, head_dim // 2, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    cos, sin = cos_ND.reshape(1, num_tokens, 1, -1), sin_ND.reshape(1, num_tokens, 1, -1)
+    rotated = ops.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
+    return rotated.reshape(batch, num_tokens, num_heads, head_dim)

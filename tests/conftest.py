@@ -1,0 +1,20 @@
+"""Shared fixtures. MindSpore runs one operator after the other here, so that an error is raised where it happens."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+
+def pytest_configure():
+    if importlib.util.find_spec("mindspore"):
+        import mindspore
+
+        mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
+        mindspore.runtime.launch_blocking()
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Folder with inputs, weights and outputs of the original networks."""
+    return Path(__file__).parent / "golden"
