@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from ospnext_ms.kernels.activations import GELU
 from ospnext_ms.kernels.attention import Attention, default_attention
 from ospnext_ms.kernels.device import on_ascend
 from ospnext_ms.kernels.norms import layer_norm, rms_norm
@@ -62,4 +63,16 @@ def check_rms_norm():
     return _report(rms_norm(x, weight, 1e-6), expected, ms.float32)
 
 
-CONTRACTS = (("attention", check_attention), ("layer_norm", check_layer_norm), ("rms_norm", check_rms_norm))
+def check_gelu():
+    """GELU, tanh form, of values up to +-12."""
+    (x,), (x64,) = _inputs((64, 96), dtype=ms.float32)
+    expected = 1.5 * x64 * (1 + np.tanh(np.sqrt(2 / np.pi) * (3 * x64 + 0.044715 * (3 * x64) ** 3)))
+    return _report(GELU()(3 * x), expected, ms.float32)
+
+
+CONTRACTS = (
+    ("attention", check_attention),
+    ("layer_norm", check_layer_norm),
+    ("rms_norm", check_rms_norm),
+    ("gelu", check_gelu),
+)

@@ -12,11 +12,11 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
+from ospnext_ms.kernels.activations import GELU
 from ospnext_ms.kernels.attention import Attention, default_attention
 from ospnext_ms.models.attention import CrossAttention, SelfAttention
 from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.models.layers import (
-    GELU,
     LayerNorm,
     Linear,
     PatchEmbedding,

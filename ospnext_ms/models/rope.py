@@ -39,7 +39,7 @@ def apply_rope(x_BNHD, cos_ND, sin_ND):
     """
     batch, num_tokens, num_heads, head_dim = x_BNHD.shape
     pairs = x_BNHD.astype(ms.float32).reshape(batch, num_tokens, num_heads, head_dim // 2, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    cos, sin = cos_ND.reshape(1, num_tokens, 1, -1), sin_ND.reshape(1, num_tokens, 1, -1)
-    rotated = ops.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
+    even, odd = ops.split(pairs, 1, -1)
+    cos, sin = cos_ND.reshape(1, num_tokens, 1, -1, 1), sin_ND.reshape(1, num_tokens, 1, -1, 1)
+    rotated = ops.cat((even * cos - odd * sin, even * sin + odd * cos), -1)
     return rotated.reshape(batch, num_tokens, num_heads, head_dim)

@@ -1,0 +1,85 @@
+"""Files and folders that are either complete under their name or not there at all.
+
+What a killed process leaves behind has a name that begins with a dot and can be deleted.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path beside `path` (same folder and suffix), which becomes `path` when the block succeeds.
+
+    The file is flushed to the disk before it is renamed and the folder after, so that an error, a kill, a full disk
+    or a power cut leaves either what was under the name or the complete new file. A missing parent folder is created.
+
+    Raises:
+        IsADirectoryError: `path` is a folder.
+        FileNotFoundError: the block ended without writing the temporary path.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write the file {path}: a folder of that name is there")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+        if not temporary.is_file():
+            raise FileNotFoundError(f"nothing was written for {path}")
+        _sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a new empty folder beside `path`, which becomes `path` when the block succeeds.
+
+    With `overwrite` a folder that already has the name is set aside, and removed once the new one stands in its
+    place; an error removes the new folder and leaves the old one as it was.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is not set, or it is not a folder.
+    """
+    path = Path(path)
+    if path.exists() and not (overwrite and path.is_dir()):
+        raise FileExistsError(f"{path} already exists")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(4)
+    temporary = path.with_name(f".{path.name}.{token}")
+    aside = path.with_name(f".{path.name}.{token}.old")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for entry in temporary.rglob("*"):
+            _sync(entry)
+        _sync(temporary)
+        if path.exists():
+            path.rename(aside)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if aside.exists():
+                aside.rename(path)
+            raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
