@@ -1,0 +1,42 @@
+"""Command line: python -m ospnext_ms COMMAND."""
+
+import argparse
+import importlib
+import os
+import sys
+
+# Command -> (module with add_arguments(parser) and run(arguments) -> exit code, one line of help). Modules are imported
+# when their command runs, so that nothing waits for a framework it does not need.
+COMMANDS = {
+    "generate": ("ospnext_ms.pipelines.generate", "make videos from prompts"),
+    "doctor": ("ospnext_ms.doctor", "show what this machine can run"),
+}
+
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
+
+
+def main(argv=None):
+    """Runs a command and returns its exit code; 2, after a line on stderr, where the user can mend what is wrong."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # MindSpore's start-up warnings about accelerators that are not there would bury the messages of this program.
+    os.environ.setdefault("GLOG_v", "3")
+    parser = argparse.ArgumentParser(prog="python -m ospnext_ms", description="Text-to-video diffusion on MindSpore.")
+    parser.add_argument("--traceback", action="store_true", help="show where in the program an error came up")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {name: commands.add_parser(name, help=text, description=text) for name, (_, text) in COMMANDS.items()}
+    chosen = next((argument for argument in arguments if argument in COMMANDS), None)
+    module = importlib.import_module(COMMANDS[chosen][0]) if chosen else None
+    if module:
+        module.add_arguments(parsers[chosen])
+    options = parser.parse_args(arguments)
+    try:
+        return module.run(options)
+    except USER_ERRORS as error:
+        if options.traceback:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

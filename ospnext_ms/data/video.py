@@ -1,0 +1,182 @@
+"""Videos to and from files. A frame is uint8 RGB [height, width, 3]; no file appears half-written under its name."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+
+from ospnext_ms.files import atomic_path
+
+THUMBNAIL_WIDTH = 240
+GRID_CELL_WIDTH = 320
+_CAPTION_HEIGHT = 22
+_GAP = 4
+# H.264 numbers BT.709 as 1, in primaries and transfer curve alike (ITU-T H.264, tables E-3 and E-4).
+_BT709 = 1
+
+
+def write_mp4(path, frames: Iterable[np.ndarray], fps: float, crf: int) -> int:
+    """Writes frames as H.264 (yuv420p, BT.709) while they come, and returns how many there were.
+
+    Args:
+        frames: uint8 RGB frames of one even height and width, or an array [F, H, W, 3] of them.
+        fps: frames per second.
+        crf: H.264's constant rate factor, 0 (lossless up to the colour conversion) to 51 (worst).
+
+    Raises:
+        ValueError: no frames, frames of another dtype or shape, or an odd size, which yuv420p does not have.
+    """
+    with atomic_path(path) as temporary, av.open(str(temporary), "w", options={"movflags": "+faststart"}) as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
+        count = 0
+        for frame in frames:
+            frame = np.ascontiguousarray(frame)
+            if count == 0:
+                _open_stream(stream, frame.shape)
+            expected = (stream.height, stream.width, 3)
+            if frame.dtype != np.uint8 or frame.shape != expected:
+                raise ValueError(f"frame {count} is {frame.dtype} {frame.shape}; expected uint8 {expected}")
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+            picture.pts = count
+            picture.time_base = 1 / rate
+            container.mux(stream.encode(picture))
+            count += 1
+        if count == 0:
+            raise ValueError(f"no frames to write to {path}")
+        container.mux(stream.encode(None))
+    return count
+
+
+def _open_stream(stream, shape):
+    if len(shape) != 3 or shape[0] % 2 or shape[1] % 2 or not all(shape):
+        raise ValueError(f"a frame has shape {shape}; expected [height, width, 3] with even height and width")
+    stream.height, stream.width = shape[:2]
+    stream.pix_fmt = "yuv420p"
+    # Untagged videos are shown as BT.601 by some players and BT.709 by others, with visibly different colours.
+    context = stream.codec_context
+    context.color_primaries = context.color_trc = _BT709
+    context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+
+
+def iterate_video(path) -> Iterator[np.ndarray]:
+    """Yields a video file's frames, uint8 RGB [height, width, 3].
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no video that can be decoded.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no video file {path}")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f"{path} holds no video stream")
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24")
+    except av.error.FFmpegError as error:
+        raise ValueError(f"{path} cannot be decoded as a video: {error}") from error
+
+
+def read_video(path) -> np.ndarray:
+    """All frames of a video file, uint8 [F, height, width, 3]; raises as `iterate_video`, also where there is none."""
+    frames = list(iterate_video(path))
+    if not frames:
+        raise ValueError(f"{path} holds no frames")
+    return np.stack(frames)
+
+
+def write_png(path, image: np.ndarray):
+    """Writes a uint8 RGB image [height, width, 3]."""
+    with atomic_path(path) as temporary:
+        if not cv2.imwrite(str(temporary), image[..., ::-1]):
+            raise OSError(f"cannot write the image {path}")
+
+
+def evenly_spaced(count: int, columns: int) -> list[int]:
+    """Indices of at most `columns` of `count` frames, the first and the last among them."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(columns, count))})
+
+
+def thumbnail(frame: np.ndarray, width: int = THUMBNAIL_WIDTH) -> np.ndarray:
+    """The frame scaled down to `width` pixels; as it is where it is not wider."""
+    if frame.shape[1] <= width:
+        return frame
+    height = max(round(frame.shape[0] * width / frame.shape[1]), 1)
+    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def contact_sheet(videos: Sequence[Sequence[np.ndarray]], captions: Sequence[str], columns: int) -> np.ndarray:
+    """Image [height, width, 3] with one row per video: its caption above `columns` evenly spaced thumbnails.
+
+    Captions are cut to the sheet's width; OpenCV's font has ASCII only, other characters become question marks.
+    """
+    if not videos or len(videos) != len(captions):
+        raise ValueError(f"{len(videos)} videos and {len(captions)} captions; expected as many, and at least one")
+    rows = [[thumbnail(video[i]) for i in evenly_spaced(len(video), columns)] for video in videos]
+    width = max(sum(cell.shape[1] + _GAP for cell in row) for row in rows) + _GAP
+    strips = []
+    for row, caption in zip(rows, captions, strict=True):
+        height = max(cell.shape[0] for cell in row)
+        strip = np.full((_CAPTION_HEIGHT + height + _GAP, width, 3), 255, np.uint8)
+        _write_caption(strip, caption)
+        left = _GAP
+        for cell in row:
+            strip[_CAPTION_HEIGHT : _CAPTION_HEIGHT + cell.shape[0], left : left + cell.shape[1]] = cell
+            left += cell.shape[1] + _GAP
+        strips.append(strip)
+    return np.concatenate(strips)
+
+
+def _write_caption(strip, caption):
+    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.45
+    text = " ".join(caption.split()).encode("ascii", "replace").decode()
+    room = strip.shape[1] - 2 * _GAP
+    fits = _longest_fit(text, lambda part: cv2.getTextSize(part, font, scale, 1)[0][0] <= room)
+    cv2.putText(strip, fits, (_GAP, _CAPTION_HEIGHT - 7), font, scale, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+def _longest_fit(text, fits):
+    if fits(text):
+        return text
+    return next((text[:n] + "..." for n in range(len(text) - 1, 0, -1) if fits(text[:n] + "...")), "")
+
+
+def write_grid(path, videos: Sequence, fps: float, crf: int) -> int:
+    """Writes one video that plays several side by side, and returns its number of frames.
+
+    Args:
+        videos: paths of video files; they are decoded together, one frame of each at a time. Cells are as large as
+            the largest (scaled down to GRID_CELL_WIDTH), smaller videos stand in the middle of theirs, and a video
+            that ends first keeps its last frame.
+    """
+    if not videos:
+        raise ValueError("no videos to put in a grid")
+    return write_mp4(path, _grid_frames([iterate_video(video) for video in videos]), fps, crf)
+
+
+def _grid_frames(readers):
+    columns = math.ceil(math.sqrt(len(readers)))
+    rows = math.ceil(len(readers) / columns)
+    current = [thumbnail(next(reader), GRID_CELL_WIDTH) for reader in readers]
+    height, width = (max(frame.shape[axis] for frame in current) for axis in (0, 1))
+    ended = [False] * len(readers)
+    while not all(ended):
+        # yuv420p needs even sizes; the odd row or column stays black.
+        canvas = np.zeros((rows * height + rows * height % 2, columns * width + columns * width % 2, 3), np.uint8)
+        for i, frame in enumerate(current):
+            top = i // columns * height + (height - frame.shape[0]) // 2
+            left = i % columns * width + (width - frame.shape[1]) // 2
+            canvas[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
+        yield canvas
+        for i, reader in enumerate(readers):
+            frame = next(reader, None)
+            ended[i] = frame is None
+            current[i] = current[i] if frame is None else thumbnail(frame, GRID_CELL_WIDTH)

@@ -1,0 +1,81 @@
+"""Large frames in overlapping tiles: positions, and the cross-fade that joins neighbours."""
+
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+TILE_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Square tiles of `tile_size` pixels of video that overlap by at least `overlap` pixels.
+
+    Raises:
+        ValueError: a size that is not a multiple of 8 pixels (one latent pixel), or an overlap that is not smaller
+            than the tile.
+    """
+
+    tile_size: int
+    overlap: int
+
+    def __post_init__(self):
+        for name in ("tile_size", "overlap"):
+            value = getattr(self, name)
+            if value % TILE_MULTIPLE:
+                low = value // TILE_MULTIPLE * TILE_MULTIPLE
+                raise ValueError(f"tiling.{name} is {value}; it must be a multiple of {TILE_MULTIPLE}, "
+                                 f"for example {low} or {low + TILE_MULTIPLE}")
+        if self.tile_size < TILE_MULTIPLE:
+            raise ValueError(f"tiling.tile_size is {self.tile_size}; it must be at least {TILE_MULTIPLE}")
+        if not 0 <= self.overlap < self.tile_size:
+            raise ValueError(f"tiling.overlap is {self.overlap}; valid: 0 to {self.tile_size - TILE_MULTIPLE}, "
+                             f"less than tiling.tile_size {self.tile_size}")
+
+
+def tile_spans(length, tile, overlap):
+    """(start, stop) of the tiles along one axis, all of one length; the last ends at the border and overlaps more."""
+    if length <= tile:
+        return [(0, length)]
+    starts = [*range(0, length - tile, tile - overlap), length - tile]
+    return [(start, start + tile) for start in starts]
+
+
+def apply_tiled(function, x_BCTHW, tile, overlap, scale):
+    """`function` on tiles of the frames, joined by cross-fades.
+
+    Args:
+        function: maps [B, C, T, h, w] to [B, C', T', h * scale, w * scale].
+        x_BCTHW: input [B, C, T, H, W].
+        tile, overlap: in pixels of the input.
+        scale: Fraction, pixels of the output for one of the input.
+    """
+    height, width = x_BCTHW.shape[3:]
+    canvas = None
+    for top, bottom in tile_spans(height, tile, overlap):
+        row = None
+        for left, right in tile_spans(width, tile, overlap):
+            done = function(x_BCTHW[:, :, :, top:bottom, left:right])
+            row = done if row is None else crossfade(row, done, int(left * scale), axis=4)
+        canvas = row if canvas is None else crossfade(canvas, row, int(top * scale), axis=3)
+    return canvas
+
+
+def crossfade(before, after, start, axis):
+    """`before` continued by `after`, which begins at `start` of it; linear weights where both are there.
+
+    Equal everywhere but along `axis`; returns the union, start + after.shape[axis] long.
+    """
+    shared = before.shape[axis] - start
+    assert 0 <= shared <= after.shape[axis]
+    if shared == 0:
+        return ops.cat((before, after), axis)
+    ramp_shape = [1] * before.ndim
+    ramp_shape[axis] = shared
+    ramp = Tensor(((np.arange(shared) + 0.5) / shared).reshape(ramp_shape), ms.float32)
+    kept, faded = ops.split(before, (start, shared), axis) if start else (None, before)
+    risen, rest = ops.split(after, (shared, after.shape[axis] - shared), axis)
+    parts = [faded + (risen - faded) * ramp, rest]
+    return ops.cat(parts if kept is None else [kept, *parts], axis)

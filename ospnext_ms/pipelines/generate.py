@@ -1,0 +1,139 @@
+"""`python -m ospnext_ms generate`: videos from prompts, and beside each of them what is needed to make it again."""
+
+import dataclasses
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import ospnext_ms
+from ospnext_ms.config import GenerateConfig, load_config
+from ospnext_ms.data.video import contact_sheet, evenly_spaced, thumbnail, write_grid, write_mp4, write_png
+from ospnext_ms.files import atomic_path
+from ospnext_ms.pipelines.requests import check_files, list_videos, load_latents
+
+SHEET_COLUMNS = 8
+# More rows or cells than these nobody can look at; of longer runs the first ones are shown.
+MAX_SHEET_ROWS = 64
+MAX_GRID_CELLS = 16
+
+
+def add_arguments(parser):
+    """Options of `generate`."""
+    parser.add_argument("--config", required=True, metavar="F", help="YAML file, see yaml_configs/generate")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                        help="override one value of the file, for example sampling.steps=20; may be repeated")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="what the video shows")
+    prompt.add_argument("--prompt-file", metavar="F", help="file with one prompt per line")
+    parser.add_argument("--output", metavar="DIR", help="folder for the results, instead of output_dir")
+    parser.add_argument("--seed", type=int, metavar="N", help="instead of sampling.seed")
+
+
+def run(arguments):
+    """Runs `generate` with parsed options and returns the exit code."""
+    workers = int(os.environ.get("MS_WORKER_NUM", "1"))
+    if workers > 1:
+        raise ValueError(f"msrun started {workers} workers, but this version generates on one device; "
+                         "start it without msrun")
+    config = load_config(GenerateConfig, arguments.config, arguments.overrides, _option_values(arguments))
+    for path in generate(config):
+        print(path)
+    return 0
+
+
+def _option_values(arguments):
+    values = {}
+    if arguments.prompt is not None:
+        values |= {"prompts.prompt": arguments.prompt, "prompts.prompt_file": None}
+    if arguments.prompt_file is not None:
+        values |= {"prompts.prompt": None, "prompts.prompt_file": arguments.prompt_file}
+    if arguments.output is not None:
+        values["output_dir"] = arguments.output
+    if arguments.seed is not None:
+        values["sampling.seed"] = arguments.seed
+    return values
+
+
+def generate(config):
+    """Makes the videos of a GenerateConfig; returns the paths of all files written.
+
+    Everything that can be known beforehand is checked first, what needs no MindSpore before MindSpore is loaded.
+
+    Raises:
+        FileNotFoundError, ValueError: something the configuration names is not there or does not fit; nothing has
+            been written then.
+        FloatingPointError: the network returned values that are not finite.
+    """
+    videos = list_videos(config)
+    latents = load_latents(config, len(videos))
+    check_files(config)
+
+    from ospnext_ms.pipelines.runtime import start
+    from ospnext_ms.pipelines.text_to_video import TextToVideo
+
+    runtime = start(config.context)
+    pipeline = TextToVideo(config, runtime, [video.prompt for video in videos], latents)
+    folder = Path(config.output_dir)
+    paths, rows = [], []
+    for result in pipeline():
+        video = videos[result.index]
+        path = folder / f"{video.stem}.mp4"
+        keep = evenly_spaced(config.video.frames, SHEET_COLUMNS) if result.index < MAX_SHEET_ROWS else []
+        thumbnails = []
+        write_mp4(path, _collect(result.frames, keep, thumbnails), config.video.fps, config.video.crf)
+        record = path.with_suffix(".json")
+        _write_json(record, _describe(config, runtime, video, result.timings))
+        paths += [path, record]
+        rows += [thumbnails] if keep else []
+    return paths + _write_overviews(config, videos, rows)
+
+
+def _collect(chunks, keep, thumbnails):
+    """Yields the frames of the chunks; small copies of those with an index in `keep` are added to `thumbnails`."""
+    index = 0
+    for chunk in chunks:
+        for frame in chunk:
+            if index in keep:
+                thumbnails.append(thumbnail(frame).copy())
+            yield frame
+            index += 1
+
+
+def _write_overviews(config, videos, rows):
+    folder = Path(config.output_dir)
+    sheet = folder / "contact_sheet.png"
+    captions = [f"{video.index}: {video.prompt}" for video in videos[: len(rows)]]
+    write_png(sheet, contact_sheet(rows, captions, SHEET_COLUMNS))
+    if len(videos) == 1:
+        return [sheet]
+    grid = folder / "grid.mp4"
+    members = [folder / f"{video.stem}.mp4" for video in videos[:MAX_GRID_CELLS]]
+    write_grid(grid, members, config.video.fps, config.video.crf)
+    return [sheet, grid]
+
+
+def _describe(config, runtime, video, timings):
+    sampling = config.sampling
+    return {
+        "prompt": video.prompt,
+        "negative_prompt": sampling.negative_prompt if sampling.guidance != 1 else None,
+        "seed": sampling.seed if sampling.latents is None else None,
+        "index": video.index,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": runtime.device,
+        "dtype": runtime.dtype_name,
+        "seconds": {name: round(seconds, 3) for name, seconds in timings.items()},
+        "versions": {"ospnext_ms": ospnext_ms.__version__, "mindspore": version("mindspore"),
+                     "numpy": np.__version__, "python": platform.python_version()},
+        "configuration": dataclasses.asdict(config),
+    }
+
+
+def _write_json(path, record):
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

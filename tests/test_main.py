@@ -1,0 +1,73 @@
+"""The command line itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ospnext_ms import __main__ as command_line
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, "-m", "ospnext_ms", *arguments], cwd=ROOT, capture_output=True, text=True,
+                          check=False)
+
+
+def test_a_wrong_key_fails_at_once_and_without_a_traceback():
+    done = run("generate", "--config", "yaml_configs/generate/tiny.yaml", "--set", "sampling.stpes=3")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == ("error: sampling.stpes: unknown key 'stpes' in section sampling; did you mean steps?\n")
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["generat"], ["generate"], ["generate", "--config"], ["generate", "--config", "x", "--seed", "one"],
+    ["generate", "--config", "x", "--sed", "1"], ["generate", "--config", "x", "--prompt", "a", "--prompt-file", "b"],
+    ["doctor", "--config", "x"],
+])
+def test_options_that_do_not_exist_or_clash(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command_line.main(arguments)
+    assert stop.value.code == 2
+    assert "usage: python -m ospnext_ms" in capsys.readouterr().err
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as stop:
+        command_line.main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n    {name} " in shown for name in command_line.COMMANDS)
+
+
+def test_every_command_has_options_and_runs():
+    for module, _ in command_line.COMMANDS.values():
+        loaded = __import__(module, fromlist=["run"])
+        assert callable(loaded.add_arguments)
+        assert callable(loaded.run)
+
+
+def test_a_traceback_on_demand(tmp_path, capsys):
+    arguments = ["generate", "--config", str(tmp_path / "nowhere.yaml")]
+    assert command_line.main(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: no configuration file")
+    with pytest.raises(FileNotFoundError):
+        command_line.main(["--traceback", *arguments])
+
+
+def test_mistakes_of_the_program_keep_their_traceback(monkeypatch):
+    class Broken:
+        @staticmethod
+        def add_arguments(parser):
+            pass
+
+        @staticmethod
+        def run(arguments):
+            raise KeyError("a bug")
+
+    monkeypatch.setattr(command_line.importlib, "import_module", lambda name: Broken)
+    with pytest.raises(KeyError, match="a bug"):
+        command_line.main(["doctor"])

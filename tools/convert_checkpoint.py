@@ -1,0 +1,55 @@
+"""Converts checkpoints of the three networks between PyTorch and MindSpore.
+
+    python tools/convert_checkpoint.py dit  --source Wan2.1-T2V-1.3B --target checkpoints/dit
+    python tools/convert_checkpoint.py umt5 --source models_t5_umt5-xxl-enc-bf16.pth --target checkpoints/umt5
+    python tools/convert_checkpoint.py vae  --source checkpoints/vae --target vae.pth --direction mindspore-to-torch
+
+The source may be a .safetensors or .pth file, shards with their index, or a model's folder, in Wan2.1's original
+naming or in that of diffusers and transformers. Every name and shape is checked before the first byte is written, and
+nothing incomplete ever stands under the target's name. Memory needed: below 1 GiB for a checkpoint of any size; towards
+.pth the size of the largest tensor comes on top.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.checkpoint.convert import DIRECTIONS, convert  # noqa: E402
+from tools.checkpoint.names import NAMINGS  # noqa: E402
+from tools.checkpoint.shapes import KINDS  # noqa: E402
+
+
+def build_parser():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=KINDS, help="transformer, video autoencoder or text encoder")
+    parser.add_argument("--source", type=Path, required=True, help="file, index of shards, or folder")
+    parser.add_argument("--target", type=Path, required=True,
+                        help="folder (shards with an index), .safetensors or, towards PyTorch, .pth file")
+    parser.add_argument("--direction", choices=DIRECTIONS, default=DIRECTIONS[0])
+    parser.add_argument("--target-naming", choices=NAMINGS, default=NAMINGS[0],
+                        help="names towards PyTorch: Wan2.1's, or those of diffusers and transformers")
+    parser.add_argument("--config", type=Path,
+                        help="config.json or a run's YAML with the sizes, instead of the source's own config.json")
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is already there")
+    return parser
+
+
+def main(arguments=None):
+    """Runs the command line; returns the exit status."""
+    options = build_parser().parse_args(arguments)
+    try:
+        summary = convert(options.kind, options.source, options.target, options.direction,
+                          target_naming=options.target_naming, config=options.config, overwrite=options.overwrite,
+                          show_progress=True)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(summary)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

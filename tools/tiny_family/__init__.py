@@ -1,0 +1,1 @@
+"""A family of models small enough to ship: its data, tokenizer, training and judge."""

@@ -1,0 +1,244 @@
+"""The diffusion transformer of OSP-Next in packed order: nothing is padded, the fast form of `dit.OSPNextDiT`.
+
+B batch, N tokens, C width, L text tokens, H heads, D head width. The raw patches are permuted into token order on
+entry, the residual stream is gathered once at every switch between token and group blocks, the output patches are
+permuted back; full blocks run in whatever order the sequence is in. Source: arXiv 2605.28691 on the network of Wan2.1
+(arXiv 2503.20314); parameter names are those of the Wan2.1 checkpoints.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tools.torch_reference.attention_backends import attention_backend
+from tools.torch_reference.fused import NORM_EPS, default_kernels
+from tools.torch_reference.sequence import PackedSequence
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How blocks compute: the owner of the token order, the attention, the fused kernels, the dtype of the linears."""
+
+    sequence: Any
+    attention: Any
+    kernels: Any
+    dtype: torch.dtype
+
+
+def linear_fp32(x, layer):
+    """`layer` applied in fp32, whatever its weights are stored in."""
+    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+
+
+class RMSNorm(nn.Module):
+    """Weight of an RMS norm over the full width."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+
+class Attention(nn.Module):
+    """Projections shared by self- and cross-attention; q and k are RMS-normalised over the full width."""
+
+    def __init__(self, dim, num_heads, dtype):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim, dtype=dtype) for _ in range(4))
+        self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
+
+    def _heads(self, x_BNC):
+        return x_BNC.unflatten(-1, (self.num_heads, -1))
+
+    def _output(self, out_BNHD, kernels):
+        return kernels.linear(kernels.input_of_linear(out_BNHD.flatten(2)), self.o)
+
+
+class SelfAttention(Attention):
+    """Attention of the video tokens, full or inside the sub-sequences of the current order: -> [B, N, C]."""
+
+    def forward(self, x, order, sparse, execution):
+        kernels, sequence = execution.kernels, execution.sequence
+        tables = order.cos_Nd, order.sin_Nd
+        q_BNHD = self._heads(kernels.rms_norm_rotate(kernels.linear(x, self.q), self.norm_q.weight, *tables))
+        k_BNHD = self._heads(kernels.rms_norm_rotate(kernels.linear(x, self.k), self.norm_k.weight, *tables))
+        v_BNHD = self._heads(kernels.linear(x, self.v))
+        attend = sequence.attend_sparse if sparse else sequence.attend_full
+        out_BNHD = attend(execution.attention, q_BNHD, k_BNHD, v_BNHD, order)
+        del q_BNHD, k_BNHD, v_BNHD
+        return self._output(out_BNHD, kernels)
+
+
+class CrossAttention(Attention):
+    """Every token attends to the whole text, padding included; keys and values are projected once per sample."""
+
+    def forward(self, x, text, execution):
+        kernels = execution.kernels
+        q_BNHD = self._heads(kernels.rms_norm(kernels.linear(x, self.q), self.norm_q.weight))
+        k_BLHD = self._heads(kernels.rms_norm(kernels.linear(text, self.k), self.norm_k.weight))
+        v_BLHD = self._heads(kernels.linear(text, self.v))
+        return self._output(execution.attention(q_BNHD, k_BLHD, v_BLHD), kernels)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and FFN; the first and the last modulated by the time embedding.
+
+    x += gate_a * SelfAttention(norm1(x) * (1 + scale_a) + shift_a); x += CrossAttention(norm3(x), text);
+    x += gate_f * FFN(norm2(x) * (1 + scale_f) + shift_f)
+    """
+
+    def __init__(self, config, dtype):
+        super().__init__()
+        dim = config.dim
+        self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
+        self.self_attn = SelfAttention(dim, config.num_heads, dtype)
+        self.norm3 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.cross_attn = CrossAttention(dim, config.num_heads, dtype)
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, config.ffn_dim, dtype=dtype),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(config.ffn_dim, dim, dtype=dtype),
+        )
+
+    def forward(self, x_BNC, e0_B6C, text, order, sparse, execution):
+        kernels, dtype = execution.kernels, execution.dtype
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation.float() + e0_B6C).unbind(1)
+        norm3 = self.norm3.weight.float()[None], self.norm3.bias.float()[None]
+        n = kernels.norm(x_BNC, 1 + scale_a, shift_a, dtype)
+        y_BNC = self.self_attn(n, order, sparse, execution)
+        x_BNC, n = kernels.update_norm(x_BNC, y_BNC, gate_a, *norm3, dtype)
+        y_BNC = self.cross_attn(n, text, execution)
+        x_BNC, n = kernels.update_norm(x_BNC, y_BNC, None, 1 + scale_f, shift_f, dtype)
+        del y_BNC
+        hidden = kernels.linear_gelu(n, self.ffn[0])
+        del n
+        return kernels.update(x_BNC, kernels.linear(hidden, self.ffn[2]), gate_f)
+
+
+class Head(nn.Module):
+    """Modulated layer norm and the projection to patches, fp32: [B, N, C] -> [B, N, patch * channels]."""
+
+    def __init__(self, dim, out_width):
+        super().__init__()
+        self.modulation = nn.Parameter(torch.zeros(1, 2, dim))
+        self.head = nn.Linear(dim, out_width)
+
+    def forward(self, x_BNC, e_BC, kernels):
+        shift, scale = (self.modulation.float() + e_BC[:, None]).unbind(1)
+        return linear_fp32(kernels.norm(x_BNC, 1 + scale, shift, torch.float32), self.head)
+
+
+class PackedDiT(nn.Module):
+    """Velocity of flow matching for a video latent.
+
+    Args:
+        config: ospnext_ms.models.config.DiTConfig.
+        sequence: owner of the order of the tokens, default PackedSequence (the whole video on this device).
+        residual_dtype: dtype of the residual stream, default `dtype`.
+        dtype: dtype of the blocks' linears, patch and text embedding; norms, modulation, rotation, the time path and
+            the head are fp32 always.
+        attention: callable of attention_backends, default the one PyTorch chooses.
+        kernels: see fused.py, default by device.
+
+    Set `gradient_checkpointing` to recompute every block in the backward pass. Raises ValueError for a quantised
+    configuration: float8.quantise makes an 8-bit model of a loaded one.
+    """
+
+    def __init__(self, config, sequence=None, residual_dtype=None, dtype=torch.float32, attention=None, kernels=None):
+        super().__init__()
+        if config.quant is not None or config.quant_attention is not None:
+            raise ValueError(f"quant is {config.quant!r}, quant_attention {config.quant_attention!r}; "
+                             "PackedDiT has no HiFloat8 layers, valid: None")
+        self.config = config
+        self.sequence = sequence or PackedSequence(config.sparse_ratio)
+        self.residual_dtype = residual_dtype or dtype
+        self.dtype = dtype
+        self.attention = attention or attention_backend("default")
+        self.kernels = kernels
+        self.gradient_checkpointing = False
+        dim, patch = config.dim, config.patch_size
+        self.patch_embedding = nn.Conv3d(config.in_channels, dim, patch, stride=patch, dtype=dtype)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim, dtype=dtype),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(dim, dim, dtype=dtype),
+        )
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(Block(config, dtype) for _ in range(config.num_layers))
+        self.head = Head(dim, patch[1] * patch[2] * config.out_channels)
+
+    def with_layout(self, skiparse, num_full_blocks=None):
+        """The same weights under another hybrid layout: a model that shares every parameter with this one."""
+        config = replace(self.config, skiparse=skiparse, num_full_blocks=num_full_blocks)
+        with torch.device("meta"):
+            other = PackedDiT(config, self.sequence, self.residual_dtype, self.dtype, self.attention, self.kernels)
+        other.load_state_dict(self.state_dict(keep_vars=True), assign=True)
+        return other
+
+    def forward(self, x_BCThw, t_B, text_BLC):
+        """x [B, C, T, H, W], t [B] in [0, 1000], text [B, L <= text_len, text_dim] -> velocity [B, C, T, H, W] fp32.
+
+        Raises ValueError where x does not divide into patches or the text is too long.
+        """
+        kernels = self.kernels or default_kernels(x_BCThw.device)
+        execution = Execution(self.sequence, self.attention, kernels, self.dtype)
+        patches_BNK, grid = self._patchify(x_BCThw)
+        e_BC, e0_B6C = self._embed_time(t_B)
+        text = kernels.input_of_linear(self._embed_text(text_BLC))
+        x_BNC = self._embed_patches(self.sequence.enter(patches_BNK, grid))
+        pattern = "token"
+        for block, wanted in zip(self.blocks, self.config.block_patterns, strict=True):
+            if wanted not in ("full", pattern):
+                x_BNC = self.sequence.switch(x_BNC, grid, wanted)
+                pattern = wanted
+            order = self.sequence.order(grid, pattern, self.config.head_dim, x_BNC.device)
+            x_BNC = self._run(block, x_BNC, e0_B6C, text, order, wanted != "full", execution)
+        patches_BNK = self.sequence.leave(self.head(x_BNC, e_BC, kernels), grid, pattern)
+        return self._unpatchify(patches_BNK, grid)
+
+    def _run(self, block, *arguments):
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
+
+    def _patchify(self, x_BCThw):
+        """[B, C, T, h*p, w*q] -> ([B, T*h*w, C*p*q], grid), channel first inside a patch."""
+        _, p, q = self.config.patch_size
+        batch, channels, frames, height, width = x_BCThw.shape
+        if height % p or width % q:
+            raise ValueError(f"latent of {height}x{width} does not divide into patches of {p}x{q}")
+        grid = (frames, height // p, width // q)
+        patches = x_BCThw.reshape(batch, channels, frames, grid[1], p, grid[2], q).permute(0, 2, 3, 5, 1, 4, 6)
+        return patches.reshape(batch, frames * grid[1] * grid[2], channels * p * q), grid
+
+    def _unpatchify(self, patches_BNK, grid):
+        """[B, T*h*w, p*q*C] -> [B, C, T, h*p, w*q], channel last inside a patch."""
+        _, p, q = self.config.patch_size
+        frames, height, width = grid
+        x = patches_BNK.reshape(-1, frames, height, width, p, q, self.config.out_channels)
+        return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(-1, self.config.out_channels, frames, height * p, width * q)
+
+    def _embed_patches(self, patches_BNK):
+        weight = self.patch_embedding.weight.flatten(1)
+        return F.linear(patches_BNK.to(self.dtype), weight, self.patch_embedding.bias).to(self.residual_dtype)
+
+    def _embed_time(self, t_B):
+        """Sinusoid in float64 (t reaches 1000) -> e [B, C] for the head and e0 [B, 6, C] for the blocks, fp32."""
+        half = self.config.freq_dim // 2
+        exponents = torch.arange(half, dtype=torch.float64, device=t_B.device) / half
+        angles = t_B.double()[:, None] * 10000.0**-exponents
+        sinusoid = torch.cat((angles.cos(), angles.sin()), dim=1)
+        e_BC = linear_fp32(F.silu(linear_fp32(sinusoid, self.time_embedding[0])), self.time_embedding[2])
+        return e_BC, linear_fp32(F.silu(e_BC), self.time_projection[1]).unflatten(1, (6, -1))
+
+    def _embed_text(self, text_BLC):
+        length = text_BLC.shape[1]
+        if length > self.config.text_len:
+            raise ValueError(f"text of {length} tokens is longer than text_len {self.config.text_len}")
+        text_BLC = F.pad(text_BLC, (0, 0, 0, self.config.text_len - length)).to(self.dtype)
+        return self.text_embedding(text_BLC)

@@ -1,0 +1,125 @@
+"""The packed token sequence of one device: how it is ordered, switched, rotated and attended to.
+
+B batch, N tokens, C width, H heads, D head width, T/h/w grid. A model asks a sequence object for everything that
+depends on the order of its tokens; `PackedSequence` holds the whole video on one device, `parallel.ParallelSequence` a
+shard of it. Both have the methods enter, order, switch, attend_full, attend_sparse and leave.
+"""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+
+from ospnext_ms.skiparse import SkiparsePlan
+
+ROPE_THETA = 10000.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """The tokens of one pattern on one grid, as blocks need them.
+
+    `grid` (T, h, w); `pattern` "token" or "group"; `runs` the consecutive sub-sequences of equal length as
+    (count, length) pairs, empty ones left out; `cos_Nd` and `sin_Nd` [N, D/2] fp32, rotation of every token.
+    """
+
+    grid: tuple
+    pattern: str
+    runs: tuple
+    cos_Nd: torch.Tensor
+    sin_Nd: torch.Tensor
+
+
+def runs_of(lengths):
+    """Consecutive equal lengths as (count, length) pairs without the empty ones: (3, 3, 0, 2) -> ((2, 3), (1, 2))."""
+    return tuple((len(list(run)), length) for length, run in groupby(n for n in lengths if n))
+
+
+def rotary_tables(grid, head_dim, natural_indices):
+    """cos and sin [N, D/2] fp32 of the tokens with the given natural indices, computed in float64.
+
+    The D/2 pairs are split into D/2 - 2*floor(D/6), floor(D/6), floor(D/6) for t, h, w (Wan2.1, arXiv 2503.20314).
+    """
+    _, height, width = grid
+    positions = (natural_indices // (height * width), natural_indices // width % height, natural_indices % width)
+    third = head_dim // 6
+    parts = (head_dim // 2 - 2 * third, third, third)
+    angles = torch.cat([
+        position.double()[:, None] * ROPE_THETA ** (-torch.arange(n, dtype=torch.float64, device=position.device) / n)
+        for position, n in zip(positions, parts, strict=True)
+    ], dim=1)
+    return angles.cos().float(), angles.sin().float()
+
+
+def attend_sub_sequences(attention, q_BNHD, k_BNHD, v_BNHD, runs):
+    """Attention inside consecutive sub-sequences, one call a run of equal lengths; at B = 1 q, k, v are never copied.
+
+    N is the sum of count * length over `runs`. Returns [B, N, H, D].
+    """
+    if not runs:
+        return v_BNHD
+    batch, _, num_heads, head_dim = v_BNHD.shape
+    outputs = []
+    start = 0
+    for count, length in runs:
+        parts = (x[:, start : start + count * length] for x in (q_BNHD, k_BNHD, v_BNHD))
+        out = attention(*(part.reshape(batch * count, length, num_heads, head_dim) for part in parts))
+        outputs.append(out.reshape(batch, count * length, num_heads, head_dim))
+        start += count * length
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+class PackedSequence:
+    """The whole video on one device, packed in token or group order (see SkiparsePlan)."""
+
+    def __init__(self, sparse_ratio):
+        self.sparse_ratio = sparse_ratio
+        self._cache = {}
+
+    def order(self, grid, pattern, head_dim, device):
+        """The Order of `pattern`, built once per grid, head width and device."""
+
+        def build():
+            plan = self._plan(grid)
+            natural = torch.from_numpy(plan.order(pattern)).to(device)
+            return Order(grid, pattern, runs_of(plan.lengths(pattern)), *rotary_tables(grid, head_dim, natural))
+
+        return self._once(("order", grid, pattern, head_dim, str(device)), build)
+
+    def enter(self, x_BNC, grid):
+        """Natural order -> token order."""
+        return self._gather(x_BNC, grid, "token_order")
+
+    def switch(self, x_BNC, grid, target):
+        """The other pattern's order -> the order of `target`."""
+        return self._gather(x_BNC, grid, "token_to_group" if target == "group" else "group_to_token")
+
+    def leave(self, x_BNC, grid, pattern):
+        """Order of `pattern` -> natural order."""
+        return self._gather(x_BNC, grid, pattern)
+
+    def attend_full(self, attention, q_BNHD, k_BNHD, v_BNHD, order):
+        """Every token attends to every token, in whatever order they stand."""
+        return attention(q_BNHD, k_BNHD, v_BNHD)
+
+    def attend_sparse(self, attention, q_BNHD, k_BNHD, v_BNHD, order):
+        """Every token attends to its own sub-sequence."""
+        return attend_sub_sequences(attention, q_BNHD, k_BNHD, v_BNHD, order.runs)
+
+    def _gather(self, x_BNC, grid, name):
+        def build():
+            plan = self._plan(grid)
+            indices = plan.natural_from(name) if name in ("token", "group") else getattr(plan, name)
+            return torch.from_numpy(indices).to(x_BNC.device)
+
+        return x_BNC.index_select(1, self._once(("gather", grid, name, str(x_BNC.device)), build))
+
+    def _plan(self, grid):
+        return self._once(("plan", grid), lambda: SkiparsePlan(grid, self.sparse_ratio))
+
+    def _once(self, key, build):
+        """Tables are kept outside inference mode, so that those built by a generation also serve training."""
+        if key not in self._cache:
+            with torch.inference_mode(False):
+                self._cache[key] = build()
+        return self._cache[key]
