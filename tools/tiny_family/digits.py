@@ -108,13 +108,13 @@ def render(label, rng, split="train"):
     start_x = _draw_start(rng, size * (1 + PAIR_SPACING * (len(glyphs) - 1)), step_x)
     start_y = _draw_start(rng, size, step_y)
     level = rng.uniform(*BRIGHTNESS[label.brightness])
-    clip = np.zeros((NUM_FRAMES, FRAME_SIZE, FRAME_SIZE), np.float32)
+    colour = 255 * level * np.asarray(COLOURS[label.colour], np.float32)
+    clip = np.empty((NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
     for frame, progress in zip(clip, np.linspace(0, 1, NUM_FRAMES), strict=True):
-        for position, glyph in enumerate(glyphs):
-            x = start_x + progress * step_x + position * PAIR_SPACING * size
-            np.maximum(frame, place_glyph(glyph, size, x, start_y + progress * step_y), out=frame)
-    colour = np.asarray(COLOURS[label.colour], np.float32)
-    return np.rint(255 * level * clip[..., None] * colour).astype(np.uint8)
+        x, y = start_x + progress * step_x, start_y + progress * step_y
+        placed = [place_glyph(glyph, size, x + i * PAIR_SPACING * size, y) for i, glyph in enumerate(glyphs)]
+        frame[...] = np.rint(np.maximum.reduce(placed)[..., None] * colour)
+    return clip
 
 
 def _draw_glyph(digit, rng, split):

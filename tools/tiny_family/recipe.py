@@ -40,7 +40,8 @@ class VAEStage:
     evaluation_clips: int
 
     def __post_init__(self):
-        object.__setattr__(self, "phases", tuple(Phase(**phase) for phase in self.phases))
+        phases = (phase if isinstance(phase, Phase) else Phase(**phase) for phase in self.phases)
+        object.__setattr__(self, "phases", tuple(phases))
 
 
 @dataclass(frozen=True)
