@@ -93,7 +93,8 @@ def main():
         columns = "".join(
             f"{median[name]:>9.2f} ±{(max(values) - min(values)) / 2:>5.2f}  " for name, values in seconds.items()
         )
-        print(f"{framework:<16}{columns}{ratio:>8.2f}{ratio / predicted:>15.0%}{flops['full'] / median['full'] / 1e9:>14.1f}")
+        speed = flops["full"] / median["full"] / 1e9
+        print(f"{framework:<16}{columns}{ratio:>8.2f}{ratio / predicted:>15.0%}{speed:>14.1f}")
         result[framework] = {"seconds": seconds, "ratio": ratio}
     if args.output:
         with atomic_path(args.output) as path:

@@ -85,12 +85,12 @@ class StageLog:
         self._last = -math.inf
 
     def note(self, values):
-        """`values` is a function that returns {name: number}; it is only called when a line is due."""
+        """`values` is {name: tensor of one number}; they are only fetched when a line is due."""
         now = time.perf_counter()
         if now - self._last < self.every_seconds and self.budget.progress < 1:
             return
         self._last = now
-        values = values()
+        values = {name: value.item() for name, value in values.items()}
         if not all(map(math.isfinite, values.values())):
             raise FloatingPointError(f"training left the finite numbers at step {self.budget.step}: {values}")
         record = {"step": self.budget.step, "seconds": round(self.budget.elapsed, 1), **values}
@@ -105,14 +105,6 @@ class StageLog:
     def write(self, path):
         """The log as JSON: {"results": {...}, "records": [{"step", "seconds", ...}]}."""
         Path(path).write_text(json.dumps({"results": self.results, "records": self.records}, indent=1) + "\n")
-
-
-def set_learning_rate(optimizer, peak, budget):
-    """Sets the scheduled rate and returns it."""
-    rate = peak * budget.learning_rate_factor()
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
 
 
 def precision_context(precision, device):

@@ -37,8 +37,6 @@ def parse_arguments(argv=None):
     parser.add_argument("--workers", type=int, default=16, help="threads that draw clips")
     parser.add_argument("--latent-cache", type=Path,
                         help="file that keeps the encoded clips from one stage to the next")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False,
-                        help="torch.compile the diffusion transformer; where that fails, say so and go on without")
     arguments = parser.parse_args(argv)
     for name in REQUIRED_INPUTS[arguments.stage]:
         path = getattr(arguments, name)

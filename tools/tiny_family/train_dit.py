@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 from tools.tiny_family import models
 from tools.tiny_family.evaluation import accuracy, balanced_prompts, judge_all, noise_of, score
 from tools.tiny_family.latents import encoded_clips
-from tools.tiny_family.loop import Budget, Ema, StageLog, precision_context, save_weights, set_learning_rate
+from tools.tiny_family.loop import Budget, Ema, StageLog, precision_context, save_weights
+from tools.tiny_family.recorded import RecordedStep
 from tools.tiny_family.sheet import write_sheet
 from tools.tiny_family.tokenizer import tokenize
 from tools.torch_reference.dit import OSPNextDiT
@@ -44,7 +45,7 @@ def train_dit(recipe, arguments):
         load(model.dit, arguments.init)
         load(model.text_encoder, arguments.text_encoder).requires_grad_(False)
     trained = model if name == "full" else model.dit
-    optimise(model, trained, data, stage, budget, log, recipe.seed, arguments.compile)
+    optimise(model, trained, data, stage, budget, log, recipe.seed)
     dit_path, encoder_path = output / f"dit_{name}.safetensors", arguments.text_encoder
     save_weights(model.dit, dit_path)
     if name == "full":
@@ -56,59 +57,54 @@ def train_dit(recipe, arguments):
     log.write(output / f"dit_{name}.json")
 
 
-def optimise(model, trained, data, stage, budget, log, seed, compiled):
+def optimise(model, trained, data, stage, budget, log, seed):
     """AdamW on the velocity error until the budget is spent; leaves the averaged weights in `trained`.
 
     `data`: latents [N, 16, T, h, w], ids and mask [N + 1, L] whose last row is the empty prompt.
     """
     latents, ids, mask = data
     device = latents.device
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98),
-                                  weight_decay=stage.weight_decay, fused=device.type == "cuda")
+    torch.manual_seed(seed)
+    rate = torch.tensor(stage.learning_rate, device=device)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=stage.weight_decay,
+                                  capturable=device.type == "cuda")
     ema = Ema(trained, stage.ema_decay)
-    generator = torch.Generator(device).manual_seed(seed)
-    forward = model
 
-    def velocity_error():
-        x0, chosen = draw_batch(latents, stage, generator)
-        noise = torch.randn(x0.shape, generator=generator, device=device)
-        sigma = draw_sigmas(len(x0), stage.shift, generator, device)
+    def update():
+        x0, chosen = draw_batch(latents, stage)
+        noise = torch.randn_like(x0)
+        sigma = draw_sigmas(len(x0), stage.shift, device)
         sample = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1, 1))
         with precision_context(stage.precision, device):
-            velocity = forward(sample, 1000 * sigma, ids[chosen], mask[chosen])
-        return F.mse_loss(velocity.float(), noise - x0)
-
-    if compiled:
-        forward = torch.compile(model, dynamic=False)
-        try:
-            velocity_error().backward()
-        except Exception as error:  # a missing compiler shows only when the compiled code is first run
-            print(f"torch.compile failed, going on without: {type(error).__name__}: {str(error)[:300]}", flush=True)
-            forward = model
-    while budget.progress < 1:
-        rate = set_learning_rate(optimizer, stage.learning_rate, budget)
-        loss = velocity_error()
+            velocity = model(sample, 1000 * sigma, ids[chosen], mask[chosen])
+        loss = F.mse_loss(velocity.float(), noise - x0)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
+        return {"loss": loss.detach(), "gradient_norm": norm.detach()}
+
+    step = RecordedStep(update, device)
+    while budget.progress < 1:
+        rate.fill_(stage.learning_rate * budget.learning_rate_factor())
+        figures = step()
         ema.update()
         budget.advance()
-        log.note(lambda: {"loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate})  # noqa: B023 (called now)
+        log.note(figures | {"learning_rate": rate})
     ema.copy_to_module()
 
 
-def draw_batch(latents, stage, generator):
+def draw_batch(latents, stage):
     """Random latents and the rows of their prompts, a share of them the empty prompt (the last row)."""
-    shape, device = (stage.batch_size,), latents.device
-    chosen = torch.randint(len(latents), shape, generator=generator, device=device)
-    dropped = torch.rand(shape, generator=generator, device=device) < stage.prompt_dropout
+    device = latents.device
+    chosen = torch.randint(len(latents), (stage.batch_size,), device=device)
+    dropped = torch.rand(stage.batch_size, device=device) < stage.prompt_dropout
     return latents[chosen], torch.where(dropped, len(latents), chosen)
 
 
-def draw_sigmas(count, shift, generator, device):
+def draw_sigmas(count, shift, device):
     """Logit-normal sigmas, shifted: s * u / (1 + (s - 1) * u) with u the sigmoid of a standard normal."""
-    u = torch.randn(count, generator=generator, device=device).sigmoid()
+    u = torch.randn(count, device=device).sigmoid()
     return shift * u / (1 + (shift - 1) * u)
 
 

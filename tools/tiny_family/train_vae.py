@@ -13,6 +13,7 @@ import torch
 from tools.tiny_family import digits, judge
 from tools.tiny_family.loop import Budget, Ema, StageLog, precision_context, save_weights
 from tools.tiny_family.models import load_vae, reconstruct, to_video
+from tools.tiny_family.recorded import RecordedStep
 from tools.tiny_family.sheet import write_sheet
 from tools.torch_reference.vae import WanVAE
 
@@ -47,67 +48,31 @@ def train_vae(recipe, output, device, workers):
 
 
 def _optimise(vae, clips, stage, budget, log, seed):
-    generator = torch.Generator(clips.device).manual_seed(seed)
-    step = TrainingStep(vae, stage)
-    while budget.progress < 1:
-        phase = next((phase for phase in stage.phases if budget.progress < phase.until), stage.phases[-1])
-        rate = stage.learning_rate * budget.learning_rate_factor()
-        figures = step(draw_crops(clips, phase, generator), rate)
-        budget.advance()
-        log.note(lambda: {name: value.item() for name, value in figures.items()} | {"learning_rate": rate})  # noqa: B023 (called now)
-    step.ema.copy_to_module()
+    device = clips.device
+    generator = torch.Generator(device).manual_seed(seed)
+    rate = torch.tensor(stage.learning_rate, device=device)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=rate, betas=(0.9, 0.98), capturable=device.type == "cuda")
+    ema = Ema(vae, stage.ema_decay)
 
-
-class TrainingStep:
-    """One update of the autoencoder on a batch of video. On a GPU the step is recorded once for each shape and then
-    replayed: run operator by operator it spends four fifths of its time on starting small kernels."""
-
-    def __init__(self, vae, stage):
-        self.vae, self.stage = vae, stage
-        self.device = next(vae.parameters()).device
-        on_gpu = self.device.type == "cuda"
-        self.rate = torch.tensor(stage.learning_rate, device=self.device)
-        self.optimizer = torch.optim.Adam(vae.parameters(), lr=self.rate, betas=(0.9, 0.98), capturable=on_gpu)
-        self.ema = Ema(vae, stage.ema_decay)
-        self.recorded = {} if on_gpu else None
-
-    def __call__(self, video, rate):
-        """Updates the weights and their average; returns the loss and its parts as tensors on the device."""
-        self.rate.fill_(rate)
-        if self.recorded is None:
-            figures = self._update(video)
-        else:
-            if video.shape not in self.recorded:
-                self.recorded[video.shape] = self._record(video)
-            graph, static_video, figures = self.recorded[video.shape]
-            static_video.copy_(video)
-            graph.replay()
-        self.ema.update()
-        return figures
-
-    def _update(self, video):
-        with precision_context(self.stage.precision, self.device):
-            pixel, edge, divergence = losses(self.vae, video)
-            loss = pixel + self.stage.edge_weight * edge + self.stage.kl_weight * divergence
-        self.optimizer.zero_grad(set_to_none=True)
+    def update(video):
+        with precision_context(stage.precision, device):
+            pixel, edge, divergence = losses(vae, video)
+            loss = pixel + stage.edge_weight * edge + stage.kl_weight * divergence
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
-        self.optimizer.step()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
         return {"loss": loss.detach(), "pixel": pixel.detach(), "edge": edge.detach(), "kl": divergence.detach()}
 
-    def _record(self, video):
-        static_video = video.clone()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._update(static_video)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.optimizer.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            figures = self._update(static_video)
-        return graph, static_video, figures
+    step = RecordedStep(update, device)
+    while budget.progress < 1:
+        phase = next((phase for phase in stage.phases if budget.progress < phase.until), stage.phases[-1])
+        rate.fill_(stage.learning_rate * budget.learning_rate_factor())
+        figures = step(draw_crops(clips, phase, generator))
+        ema.update()
+        budget.advance()
+        log.note(figures | {"learning_rate": rate})
+    ema.copy_to_module()
 
 
 def losses(vae, video):
