@@ -24,9 +24,12 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "
 TRAVEL = {"slowly": (22, 27), "": (36, 44), "quickly": (52, 58)}
 SIZES = {"small": (45, 48), "": (53, 57), "large": (62, 66)}
 BRIGHTNESS = {"dim": (0.42, 0.5), "": (0.68, 0.78), "bright": (0.95, 1.0)}
+COLOURS = {
+    "": (1, 1, 1), "red": (1, 0.25, 0.2), "green": (0.2, 1, 0.35), "blue": (0.3, 0.5, 1), "yellow": (1, 0.9, 0.2)
+}
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 VERBS = ("moving", "drifting")
-TWO_DIGITS_SHARE, NUMBER_WORD_SHARE = 0.08, 0.2
+TWO_DIGITS_SHARE, NUMBER_WORD_SHARE, COLOURED_SHARE = 0.08, 0.2, 0.4
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class ClipLabel:
     speed: str = ""
     size: str = ""
     brightness: str = ""
+    colour: str = ""
     second_digit: int = -1
 
 
@@ -62,7 +66,7 @@ def _enlarge(image):
 def caption_of(label, rng):
     """A sentence that says what `label` says; the wording (verb, order, digit or word) is drawn from `rng`."""
     digit = _digit_name(label.digit, rng)
-    subject = " ".join(word for word in ("a", label.brightness, label.size, digit) if word)
+    subject = " ".join(word for word in ("a", label.brightness, label.size, label.colour, digit) if word)
     if label.second_digit >= 0:
         subject += f" and a {_digit_name(label.second_digit, rng)}"
     if label.direction == "still":
@@ -88,7 +92,8 @@ def draw_label(rng, digit=None, direction=None, two_digits=None):
     speed = "" if direction == "still" else list(TRAVEL)[rng.integers(len(TRAVEL))]
     size = "small" if two_digits else list(SIZES)[rng.integers(len(SIZES))]
     brightness = list(BRIGHTNESS)[rng.integers(len(BRIGHTNESS))]
-    return ClipLabel(digit, direction, speed, size, brightness, int(rng.integers(10)) if two_digits else -1)
+    colour = list(COLOURS)[rng.integers(1, len(COLOURS))] if rng.random() < COLOURED_SHARE else ""
+    return ClipLabel(digit, direction, speed, size, brightness, colour, int(rng.integers(10)) if two_digits else -1)
 
 
 def render(label, rng, split="train"):
@@ -103,11 +108,12 @@ def render(label, rng, split="train"):
     start_x = _draw_start(rng, size * (1 + PAIR_SPACING * (len(glyphs) - 1)), step_x)
     start_y = _draw_start(rng, size, step_y)
     level = rng.uniform(*BRIGHTNESS[label.brightness])
+    colour = 255 * level * np.asarray(COLOURS[label.colour], np.float32)
     clip = np.empty((NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
     for frame, progress in zip(clip, np.linspace(0, 1, NUM_FRAMES), strict=True):
         x, y = start_x + progress * step_x, start_y + progress * step_y
         placed = [place_glyph(glyph, size, x + i * PAIR_SPACING * size, y) for i, glyph in enumerate(glyphs)]
-        frame[...] = np.rint(255 * level * np.maximum.reduce(placed))[..., None]
+        frame[...] = np.rint(np.maximum.reduce(placed)[..., None] * colour)
     return clip
 
 
