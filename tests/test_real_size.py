@@ -53,11 +53,9 @@ def _run_mindspore(folder):
     with no_init_parameters():
         net = OSPNextDiT(CONFIG)
     load_weights(net, folder / "dit.safetensors")
-    forward = ms.jit(net)
-    tensors = [ms.Tensor(a) for a in _inputs()]
-    forward(*tensors).asnumpy()
+    # Not compiled: the CPU backend's graphs keep every intermediate result, 2.5 GiB a block at this size.
     start = time.perf_counter()
-    return forward(*tensors).asnumpy(), time.perf_counter() - start
+    return net(*map(ms.Tensor, _inputs())).asnumpy(), time.perf_counter() - start
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """Building blocks of WanVAE (Wan2.1, arXiv 2503.20314), made for streaming a video in chunks.
 
-Every block maps (x, past) to (y, past): `past` is the tuple of its `num_past` tensors of earlier input frames, () before
-the first chunk. Nothing is remembered in the block, so a chunk is a pure function and two kinds of chunk exist: the
-first, and all later ones.
+Every block maps (x, past) to (y, past): `past` is the tuple of its `num_past` tensors of earlier input frames, ()
+before the first chunk. Nothing is remembered in the block, so a chunk is a pure function and two kinds of chunk exist:
+the first, and all later ones.
 
 Legend: B batch, C channels, T frames of the chunk, H/W height and width, N pixels of a frame.
 """

@@ -1,12 +1,12 @@
 """3-D convolution in two implementations of one contract.
 
-MindSpore's CPU convolutions fall back to a reference loop (about 1 GFLOP/s); gathering the taps and multiplying matrices
-is 40 to 100 times faster there. On Ascend the convolution operator is the fast one, and its bf16 form is mint's.
+MindSpore's CPU convolutions fall back to a reference loop (about 1 GFLOP/s); gathering the taps and multiplying
+matrices is 40 to 100 times faster there. On Ascend the convolution operator is the fast one, and its bf16 form is
+mint's.
 
 Legend: B batch, C channels, T frames, H/W height and width, K taps times channels.
 """
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, ops
 
@@ -31,8 +31,8 @@ def native_conv3d(x_BCTHW, weight, bias, stride, pad):
     before, after = pad
     if before == after:
         return mint.nn.functional.conv3d(x_BCTHW, weight, bias, stride, (0, before, before))
-    # The operator pads both sides alike only.
-    padded = ops.pad(x_BCTHW, (before, after, before, after))
+    # The operator pads both sides alike only, and ops.pad fails to compile in bf16.
+    padded = _pad_with_zeros(_pad_with_zeros(x_BCTHW, before, after, 3), before, after, 4)
     return mint.nn.functional.conv3d(padded, weight, bias, stride, (0, 0, 0))
 
 
@@ -72,6 +72,15 @@ def pixel_taps(height, width, kernel, stride, pad):
     x = columns[:, None, None] + np.arange(kernel[1]) - pad[0]
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     return Tensor(np.where(inside, y * width + x, height * width).reshape(-1).astype(np.int32))
+
+
+def _pad_with_zeros(x, before, after, axis):
+    shapes = [x.shape[:axis] + (amount,) + x.shape[axis + 1 :] for amount in (before, after)]
+    if before > 0:
+        x = ops.cat((ops.zeros(shapes[0], x.dtype), x), axis)
+    if after > 0:
+        x = ops.cat((x, ops.zeros(shapes[1], x.dtype)), axis)
+    return x
 
 
 def _taps_in_time(x_BTNC, kernel_t, stride_t, out_frames):
