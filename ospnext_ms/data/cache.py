@@ -1,0 +1,159 @@
+"""The cache that `prepare-data` writes and training reads: latents and text embeddings in shards, and an index of them.
+
+    index.json                  written last: a folder without it is not finished
+    clips-00000.safetensors     latents [16, T, h, w], named by sample; metadata: the samples, and what was left out
+    text-00000.safetensors      embeddings [length, text_dim] of the captions of that shard's samples, named "0", "1"...
+    text-empty.safetensors      the empty text's, for dropped prompts
+    settings.json               what all of it depends on; report.json: what was left out and why
+
+A cache whose contents are "videos" has the same files, with no latents in them: training reads the clips itself.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ospnext_ms.files import atomic_path
+from ospnext_ms.safetensors_io import ArrayTensor, read_header, write_file
+
+INDEX = "index.json"
+SETTINGS = "settings.json"
+REPORT = "report.json"
+EMPTY_TEXT = "text-empty.safetensors"
+FORMAT = "ospnext_ms cache 1"
+CONTENTS = ("latents", "videos")
+STORED_DTYPES = {"fp32": np.float32, "fp16": np.float16}
+
+
+def clips_shard(number):
+    """File name of a shard of clips."""
+    return f"clips-{number:05d}.safetensors"
+
+
+def text_shard(number):
+    """File name of the shard with the text embeddings of the clips of shard `number`."""
+    return f"text-{number:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip: its name, the shard it lies in, its bucket (a position in the index's list), and which texts of that
+    shard describe it."""
+
+    name: str
+    shard: int
+    bucket: int
+    texts: tuple
+
+
+def write_clips(path, latents, samples, left_out):
+    """Writes a shard of clips atomically.
+
+    Args:
+        latents: {sample name: array [16, T, h, w]}, empty where the cache's contents are videos.
+        samples, left_out: lists of plain dicts, kept as they are.
+    """
+    metadata = {"samples": json.dumps(samples), "left_out": json.dumps(left_out)}
+    write_file(path, {name: ArrayTensor(array) for name, array in latents.items()}, metadata)
+
+
+def read_clips(path):
+    """(tensors by name, samples, left_out) of a shard of clips. ValueError where it is damaged."""
+    tensors, metadata = read_header(path)
+    try:
+        return tensors, json.loads(metadata["samples"]), json.loads(metadata["left_out"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a shard of clips: {error!r}") from error
+
+
+def write_texts(path, captions, embeddings):
+    """Writes a shard of text embeddings atomically: captions, and as many arrays [length, text_dim]."""
+    tensors = {str(i): ArrayTensor(array) for i, array in enumerate(embeddings)}
+    write_file(path, tensors, {"captions": json.dumps(captions, ensure_ascii=False)})
+
+
+def read_texts(path):
+    """(list of stored embeddings, captions) of a shard of texts. ValueError where it is damaged."""
+    tensors, metadata = read_header(path)
+    try:
+        captions = json.loads(metadata["captions"])
+        return [tensors[str(i)] for i in range(len(captions))], captions
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a shard of text embeddings: {error!r}") from error
+
+
+def write_json(path, value):
+    """Writes a value as JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def write_index(folder, *, contents, fps, buckets, text_len, text_dim, samples):
+    """Writes the index of a complete cache; buckets [(height, width, frames), ...] in pixels, samples [Sample, ...]."""
+    rows = [[sample.name, sample.shard, sample.bucket, list(sample.texts)] for sample in samples]
+    index = {"format": FORMAT, "contents": contents, "fps": fps, "buckets": [list(bucket) for bucket in buckets],
+             "text_len": text_len, "text_dim": text_dim, "samples": rows}
+    with atomic_path(Path(folder) / INDEX) as temporary:
+        temporary.write_text(json.dumps(index, separators=(",", ":")), encoding="utf-8")
+
+
+class Cache:
+    """A complete cache, read piece by piece; no array is held.
+
+    Args:
+        folder: of `prepare-data`.
+
+    Attributes: contents ("latents" or "videos"), fps, buckets [(height, width, frames)], text_len (longest text in
+    tokens), text_dim, samples [Sample].
+
+    Raises:
+        FileNotFoundError: no such folder, or no index in it (not finished).
+        ValueError: an index that is damaged or of another format.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        path = self.folder / INDEX
+        if not path.is_file():
+            state = "is not finished: it holds no " + INDEX if self.folder.is_dir() else "does not exist"
+            raise FileNotFoundError(f"the cache {folder} {state}; make it with: python -m ospnext_ms prepare-data")
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            if index["format"] != FORMAT:
+                raise ValueError(f"its format is {index['format']!r}, expected {FORMAT!r}")
+            self.contents, self.fps = index["contents"], index["fps"]
+            self.buckets = [tuple(bucket) for bucket in index["buckets"]]
+            self.text_len, self.text_dim = index["text_len"], index["text_dim"]
+            self.samples = [Sample(*fields, tuple(texts)) for *fields, texts in index["samples"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not an index of a cache: {error!r}") from error
+        # Headers only, a few kilobytes each.
+        self._clips = lru_cache(maxsize=4096)(lambda number: read_clips(self.folder / clips_shard(number)))
+        self._texts = lru_cache(maxsize=4096)(lambda number: read_texts(self.folder / text_shard(number)))
+
+    def latent(self, sample):
+        """Latent of a sample, fp32 [16, T, h, w]."""
+        tensors, _, _ = self._clips(sample.shard)
+        if sample.name not in tensors:
+            raise ValueError(f"{self.folder / clips_shard(sample.shard)} does not hold the sample {sample.name} that "
+                             f"{INDEX} promises")
+        return tensors[sample.name].numpy().astype(np.float32)
+
+    def record(self, sample):
+        """What `prepare-data` wrote down about a sample: a dict with path, bucket, start, motion, ..."""
+        _, samples, _ = self._clips(sample.shard)
+        return next(record for record in samples if record["name"] == sample.name)
+
+    def text(self, sample, choice):
+        """(embedding fp32 [length, text_dim], caption) of text number `choice` of a sample."""
+        embeddings, captions = self._texts(sample.shard)
+        number = sample.texts[choice]
+        return embeddings[number].numpy().astype(np.float32), captions[number]
+
+    def empty_text(self):
+        """Embedding of the empty text, fp32 [length, text_dim]."""
+        (embedding,), _ = read_texts(self.folder / EMPTY_TEXT)
+        return embedding.numpy().astype(np.float32)

@@ -1,0 +1,162 @@
+"""What training asks for: the batch of a step, the same after a restart and for any number of ranks.
+
+NumPy only. B batch, T/h/w latent frames, height and width, L text tokens, C text width.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from ospnext_ms.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from ospnext_ms.data.cache import Cache
+from ospnext_ms.data.order import EpochOrder
+
+# Last key of the random streams; EpochOrder's end in other numbers.
+_CAPTION = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one rank trains on in one step.
+
+    latents fp32 [B, 16, T, h, w]; text fp32 [B, L, C], the rows past each text's length zero; names and captions of
+    the samples, the caption being "" where the prompt was dropped; epoch of the step.
+    """
+
+    latents: np.ndarray
+    text: np.ndarray
+    names: tuple
+    captions: tuple
+    epoch: int
+
+
+class LatentDataset:
+    """The samples of a cache in training order (see EpochOrder): one shape a step on all ranks, no state but the step.
+
+    Ranks take consecutive parts of the step's global batch, so `data_size` ranks with `batch_size` samples see the same
+    as one rank with data_size * batch_size. For gradient accumulation let `batch_size` be that of the whole step and
+    cut the batch. Which caption a sample has (where it has several) and whether it is dropped to the empty text depend
+    on seed, epoch and sample only.
+
+    Args:
+        folder: cache of `prepare-data`.
+        batch_size: B, samples a step and rank. seed: of order, captions and dropping.
+        text_len: L. text_drop: share of the prompts that become the empty text.
+        data_rank, data_size: position among, and number of, the ranks that see different samples.
+        encode: function from frames uint8 [F, H, W, 3] to a latent fp32 [16, T, h, w]; needed where the cache holds
+            videos, refused where it holds latents.
+
+    Raises:
+        FileNotFoundError: no finished cache there.
+        ValueError: a cache without samples or with longer texts than `text_len`, a share outside [0, 1], ranks that do
+            not exist, `encode` missing or not needed.
+    """
+
+    def __init__(self, folder, *, batch_size, seed, text_len, text_drop=0.0, data_rank=0, data_size=1, encode=None):
+        self.cache = Cache(folder)
+        if not self.cache.samples:
+            raise ValueError(f"the cache {folder} holds no samples; its report.json says what was left out and why")
+        if self.cache.text_len > text_len:
+            raise ValueError(f"text_len is {text_len}, but texts in {folder} have up to {self.cache.text_len} tokens")
+        if not 0 <= text_drop <= 1:
+            raise ValueError(f"text_drop is {text_drop}; it must be from 0 to 1")
+        if batch_size < 1 or not 0 <= data_rank < data_size:
+            raise ValueError(f"batch_size is {batch_size}, data_rank {data_rank} of data_size {data_size}; batch_size "
+                             "must be at least 1 and the rank one of 0 to data_size - 1")
+        _check_encode(self.cache, encode)
+        self.batch_size, self.seed, self.text_len, self.text_drop = batch_size, seed, text_len, text_drop
+        self.data_rank, self.data_size = data_rank, data_size
+        self._encode = encode
+        self._members = [[i for i, sample in enumerate(self.cache.samples) if sample.bucket == bucket]
+                         for bucket in range(len(self.cache.buckets))]
+        self._order = EpochOrder([len(members) for members in self._members], batch_size * data_size, seed)
+        self.empty_text = self._padded(self.cache.empty_text())
+
+    def __len__(self):
+        """Number of samples."""
+        return len(self.cache.samples)
+
+    @property
+    def text_dim(self):
+        """C."""
+        return self.cache.text_dim
+
+    @property
+    def latent_shapes(self):
+        """(T, h, w) of every bucket that has samples: as many graphs will be compiled."""
+        used = [bucket for bucket, members in zip(self.cache.buckets, self._members, strict=True) if members]
+        return sorted({latent_grid(*bucket) for bucket in used})
+
+    def epoch(self, step):
+        """Epoch of a step."""
+        return self._order.locate(step)[0]
+
+    def steps_before(self, epoch):
+        """Number of steps in the epochs before `epoch`."""
+        return self._order.first_step(epoch)
+
+    def batch(self, step) -> Batch:
+        """The batch of this rank in global step `step`, counted from 0."""
+        bucket, places = self._order.batch(step)
+        mine = places[self.data_rank * self.batch_size : (self.data_rank + 1) * self.batch_size]
+        latents, texts, captions, names = [], [], [], []
+        for epoch, place in mine:
+            index = self._members[bucket][place]
+            text, caption = self._draw_text(index, epoch)
+            latents.append(self._latent(index, epoch))
+            texts.append(text)
+            captions.append(caption)
+            names.append(self.cache.samples[index].name)
+        return Batch(np.stack(latents), np.stack(texts), tuple(names), tuple(captions), self.epoch(step))
+
+    def batches(self, first_step, ahead=2) -> Iterator[Batch]:
+        """Yields the batches of `first_step`, `first_step` + 1, ... without end, `ahead` of them read beforehand."""
+        with ThreadPoolExecutor(1) as pool:
+            coming = [pool.submit(self.batch, first_step + i) for i in range(ahead + 1)]
+            step = first_step + ahead + 1
+            try:
+                while True:
+                    yield coming.pop(0).result()
+                    coming.append(pool.submit(self.batch, step))
+                    step += 1
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def sample(self, index):
+        """(latent fp32 [16, T, h, w], text fp32 [L, C], caption) of sample `index` with its first caption."""
+        text, caption = self.cache.text(self.cache.samples[index], 0)
+        return self._latent(index, epoch=0), self._padded(text), caption
+
+    def _draw_text(self, index, epoch):
+        sample = self.cache.samples[index]
+        rng = np.random.default_rng([self.seed, epoch, index, _CAPTION])
+        choice = int(rng.integers(len(sample.texts)))
+        if rng.random() < self.text_drop:
+            return self.empty_text, ""
+        text, caption = self.cache.text(sample, choice)
+        return self._padded(text), caption
+
+    def _latent(self, index, epoch):
+        sample = self.cache.samples[index]
+        if self._encode is None:
+            return self.cache.latent(sample)
+        raise NotImplementedError
+
+    def _padded(self, text_LC):
+        padded = np.zeros((self.text_len, text_LC.shape[1]), np.float32)
+        padded[: len(text_LC)] = text_LC
+        return padded
+
+
+def latent_grid(height, width, frames):
+    """(T, h, w) of a video in pixels and frames."""
+    return ((frames - 1) // TEMPORAL_COMPRESSION + 1, height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION)
+
+
+def _check_encode(cache, encode):
+    if cache.contents == "videos" and encode is None:
+        raise ValueError(f"the cache {cache.folder} holds videos, so training needs the VAE to encode them")
+    if cache.contents == "latents" and encode is not None:
+        raise ValueError(f"the cache {cache.folder} holds latents; there is nothing to encode")

@@ -1,0 +1,133 @@
+"""Batches from a cache: right contents, one shape a step, the same after a restart and for any number of ranks."""
+
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from ospnext_ms.data.cache import INDEX, clips_shard
+from ospnext_ms.data.latents import LatentDataset
+from tests.data.caches import make_cache
+
+SETTINGS = dict(batch_size=2, seed=5, text_len=6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    make_cache(folder)
+    return folder
+
+
+def number(name):
+    return int(name.split("-")[0])
+
+
+def test_a_batch_holds_its_samples(folder):
+    dataset = LatentDataset(folder, **SETTINGS)
+    assert len(dataset) == 11
+    assert dataset.text_dim == 8
+    assert dataset.latent_shapes == [(2, 4, 4), (3, 4, 6), (3, 6, 4)]
+    wordings = Counter()
+    for step in range(40):
+        batch = dataset.batch(step)
+        assert batch.latents.dtype == batch.text.dtype == np.float32
+        assert batch.latents.shape[:2] == (2, 16)
+        assert batch.text.shape == (2, 6, 8)
+        for latent, text, name, caption in zip(batch.latents, batch.text, batch.names, batch.captions, strict=True):
+            i = number(name)
+            assert (latent == i).all()
+            word, clip = caption.split()
+            assert int(clip) == i
+            length, value = (i % 3 + 1, i) if word == "clip" else (2, -i - 0.5)
+            assert (text[:length] == value).all()
+            assert (text[length:] == 0).all()
+            wordings[word] += 1
+    assert min(wordings.values()) > 20
+
+
+def test_an_epoch_visits_every_sample_once(folder):
+    dataset = LatentDataset(folder, **SETTINGS | {"batch_size": 1})
+    for epoch in range(3):
+        steps = range(dataset.steps_before(epoch), dataset.steps_before(epoch + 1))
+        assert sorted(number(dataset.batch(step).names[0]) for step in steps) == list(range(11))
+        assert {dataset.epoch(step) for step in steps} == {epoch} == {dataset.batch(step).epoch for step in steps}
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_share_a_step(folder, ranks):
+    whole = LatentDataset(folder, **SETTINGS | {"batch_size": 4})
+    parts = [LatentDataset(folder, **SETTINGS | {"batch_size": 4 // ranks}, data_rank=rank, data_size=ranks)
+             for rank in range(ranks)]
+    for step in range(12):
+        batches = [part.batch(step) for part in parts]
+        expected = whole.batch(step)
+        assert len({batch.latents.shape for batch in batches}) == 1
+        np.testing.assert_array_equal(np.concatenate([batch.latents for batch in batches]), expected.latents)
+        np.testing.assert_array_equal(np.concatenate([batch.text for batch in batches]), expected.text)
+
+
+def test_a_restart_goes_on_where_it_stopped(folder):
+    settings = SETTINGS | {"text_drop": 0.3}
+    whole = list(islice(LatentDataset(folder, **settings).batches(0), 30))
+    resumed = list(islice(LatentDataset(folder, **settings).batches(17), 13))
+    for batch, again in zip(whole[17:], resumed, strict=True):
+        assert (batch.names, batch.captions, batch.epoch) == (again.names, again.captions, again.epoch)
+        np.testing.assert_array_equal(batch.latents, again.latents)
+        np.testing.assert_array_equal(batch.text, again.text)
+
+
+def test_dropped_prompts_have_the_empty_text(folder):
+    dataset = LatentDataset(folder, **SETTINGS, text_drop=0.25)
+    assert (dataset.empty_text[0] == 99).all()
+    assert (dataset.empty_text[1:] == 0).all()
+    batches = [dataset.batch(step) for step in range(200)]
+    dropped = [(text, caption) for batch in batches for text, caption in zip(batch.text, batch.captions, strict=True)
+               if (text[0] == 99).all()]
+    # 400 draws of 25 %: five standard deviations are 43.
+    assert 57 < len(dropped) < 143
+    assert {caption for _, caption in dropped} == {""}
+    assert sum(caption == "" for batch in batches for caption in batch.captions) == len(dropped)
+
+
+def test_one_sample(folder):
+    latent, text, caption = LatentDataset(folder, **SETTINGS).sample(7)
+    assert (latent == 7).all()
+    assert latent.shape == (16, 3, 6, 4)
+    assert caption == "clip 7"
+    assert (text[:2] == 7).all()
+
+
+def test_half_precision_is_widened(tmp_path):
+    make_cache(tmp_path, dtype=np.float16)
+    batch = LatentDataset(tmp_path, **SETTINGS).batch(0)
+    assert batch.latents.dtype == batch.text.dtype == np.float32
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    ({"text_len": 3}, "text_len is 3, but .* up to 4 tokens"), ({"text_drop": 1.5}, "text_drop is 1.5"),
+    ({"batch_size": 0}, "batch_size is 0"), ({"data_rank": 2, "data_size": 2}, "data_rank 2 of data_size 2"),
+    ({"encode": lambda frames: frames}, "nothing to encode"),
+])
+def test_bad_arguments(folder, change, expected):
+    with pytest.raises(ValueError, match=expected):
+        LatentDataset(folder, **SETTINGS | change)
+
+
+def test_caches_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist; make it with"):
+        LatentDataset(tmp_path / "none", **SETTINGS)
+    with pytest.raises(FileNotFoundError, match="is not finished"):
+        LatentDataset(tmp_path, **SETTINGS)
+    make_cache(tmp_path, counts=(0, 0, 0))
+    with pytest.raises(ValueError, match="holds no samples"):
+        LatentDataset(tmp_path, **SETTINGS)
+    make_cache(tmp_path)
+    shard = tmp_path / clips_shard(0)
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"clips-00000\.safetensors is truncated"):
+        [LatentDataset(tmp_path, **SETTINGS).batch(step) for step in range(6)]
+    (tmp_path / INDEX).write_text('{"format": "another"}')
+    with pytest.raises(ValueError, match="its format is 'another'"):
+        LatentDataset(tmp_path, **SETTINGS)
