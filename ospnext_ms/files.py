@@ -31,12 +31,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         if not temporary.is_file():
             raise FileNotFoundError(f"nothing was written for {path}")
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -60,8 +60,8 @@ def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
         temporary.mkdir()
         yield temporary
         for entry in temporary.rglob("*"):
-            _sync(entry)
-        _sync(temporary)
+            sync(entry)
+        sync(temporary)
         if path.exists():
             path.rename(aside)
         try:
@@ -73,11 +73,11 @@ def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sync(path):
+def sync(path):
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

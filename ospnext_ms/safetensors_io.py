@@ -209,8 +209,8 @@ def find_weights_file(folder: Path, suffixes: tuple[str, ...] = (".safetensors",
 
 
 def read_headers(path: str | os.PathLike) -> dict[str, StoredTensor]:
-    """Reads all headers of a checkpoint: a safetensors file, a folder with one or with shards and their index, or an
-    index. No tensor data is read.
+    """Reads all headers of a checkpoint: a safetensors file, a folder with one or with shards and their index, an
+    index, or one group of a training checkpoint (.../step_00000100/ema). No tensor data is read.
 
     Raises:
         FileNotFoundError: nothing there, or shards missing (named).
@@ -219,6 +219,11 @@ def read_headers(path: str | os.PathLike) -> dict[str, StoredTensor]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    # Here, because that module reads files through this one.
+    from ospnext_ms.training.checkpoint_files import is_group, read_group
+
+    if is_group(path):
+        return read_group(path)
     if path.is_dir():
         path = find_weights_file(path)
     if not path.name.endswith(INDEX_SUFFIX):
