@@ -10,9 +10,9 @@ from typing import Literal
 from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
 from ospnext_ms.yaml_reader import ConfigError, load_config, nearest, read_section, require
 
-__all__ = ["ConfigError", "ContextSection", "DiTSection", "GenerateConfig", "ModelSection", "PromptsSection",
-           "SamplingSection", "TextEncoderSection", "VAESection", "VideoSection", "check_video_size", "load_config",
-           "read_section"]
+__all__ = ["ConfigError", "ContextSection", "DiTSection", "GenerateConfig", "ModelSection", "ParallelSection",
+           "PromptsSection", "SamplingSection", "TextEncoderSection", "VAESection", "VideoSection", "check_video_size",
+           "load_config", "read_section"]
 
 SPATIAL_COMPRESSION = 8
 TEMPORAL_COMPRESSION = 4
@@ -25,6 +25,26 @@ class ContextSection:
     device_target: Literal["auto", "CPU", "Ascend"] = "auto"
     mode: Literal["graph", "pynative"] = "graph"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSection:
+    """How the processes that msrun started share the work (see ospnext_ms.parallel.mesh).
+
+    `skiparse_parallel` x `ulysses_parallel` processes share a video; `data_parallel` such groups work on different
+    ones (null: as many as there are). Each weight of the transformer is spread over `parameter_shard` processes (1:
+    every process has all weights).
+    """
+
+    data_parallel: int | None = None
+    skiparse_parallel: int = 1
+    ulysses_parallel: int = 1
+    parameter_shard: int = 1
+
+    def __post_init__(self):
+        for name in ("data_parallel", "skiparse_parallel", "ulysses_parallel", "parameter_shard"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} is {value}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

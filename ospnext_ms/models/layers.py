@@ -18,10 +18,17 @@ def project(x, weight):
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
+def identity(x):
+    """x."""
+    return x
+
+
 class Linear(nn.Cell):
     """y = x weight^T + bias, computed in `dtype`; weight [out_channels, in_channels], bias [out_channels].
 
-    Input [..., in_channels] of any float dtype, output [..., out_channels] in `dtype`.
+    Input [..., in_channels] of any float dtype, output [..., out_channels] in `dtype`. The weight is read through
+    `gather_weight`, a Cell or function from the parameter to the whole weight, which whoever shards the parameter
+    replaces.
     """
 
     def __init__(self, in_channels, out_channels, has_bias=True, dtype=ms.float32, param_dtype=None):
@@ -29,12 +36,13 @@ class Linear(nn.Cell):
         self.dtype = dtype
         param_dtype = param_dtype or dtype
         self.weight = Parameter(initializer(XavierUniform(), (out_channels, in_channels), param_dtype), name="weight")
+        self.gather_weight = identity
         self.has_bias = has_bias
         if has_bias:
             self.bias = Parameter(initializer("zeros", (out_channels,), param_dtype), name="bias")
 
     def construct(self, x):
-        weight = self.weight.astype(self.dtype)
+        weight = self.gather_weight(self.weight).astype(self.dtype)
         y = project(x.astype(self.dtype), weight)
         return y + self.bias.astype(self.dtype) if self.has_bias else y
 
