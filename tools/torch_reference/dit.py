@@ -133,6 +133,16 @@ class Head(nn.Module):
         return linear(layer_norm(x_BNC) * (1 + scale) + shift, self.head)
 
 
+def embed_time(model, t_B):
+    """Sinusoid in float64 (t reaches 1000) -> e [B, C] for the head and e0 [B, 6, C] for the blocks, fp32."""
+    half = model.config.freq_dim // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=t_B.device) / half
+    angles = t_B.double()[:, None] * 10000.0**-exponents
+    sinusoid = torch.cat((angles.cos(), angles.sin()), dim=1)
+    e_BC = linear_fp32(F.silu(linear_fp32(sinusoid, model.time_embedding[0])), model.time_embedding[2])
+    return e_BC, linear_fp32(F.silu(e_BC), model.time_projection[1]).unflatten(1, (6, -1))
+
+
 class OSPNextDiT(nn.Module):
     """Velocity of flow matching for a video latent.
 
@@ -187,7 +197,7 @@ class OSPNextDiT(nn.Module):
         """
         x_BSNC, grid = self._embed_patches(x_BCThw)
         layouts = self._layouts_of(grid, x_BCThw.device)
-        e_BC, e0_B6C = self._embed_time(t_B)
+        e_BC, e0_B6C = embed_time(self, t_B)
         text_BLC = self._embed_text(text_BLC)
         patterns = self.config.block_patterns
         hidden = []
@@ -214,14 +224,6 @@ class OSPNextDiT(nn.Module):
         weight = self.patch_embedding.weight
         x_BSNC = F.linear(patches.to(weight.dtype), weight.flatten(1), self.patch_embedding.bias)
         return x_BSNC.to(self.residual_dtype or weight.dtype), (frames, height // patch_height, width // patch_width)
-
-    def _embed_time(self, t_B):
-        half = self.config.freq_dim // 2
-        exponents = torch.arange(half, dtype=torch.float64, device=t_B.device) / half
-        angles = t_B.double()[:, None] * 10000.0**-exponents
-        sinusoid = torch.cat((angles.cos(), angles.sin()), dim=1)
-        e_BC = linear_fp32(F.silu(linear_fp32(sinusoid, self.time_embedding[0])), self.time_embedding[2])
-        return e_BC, linear_fp32(F.silu(e_BC), self.time_projection[1]).unflatten(1, (6, -1))
 
     def _embed_text(self, text_BLC):
         length = text_BLC.shape[1]

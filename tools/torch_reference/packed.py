@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tools.torch_reference.attention_backends import attention_backend
+from tools.torch_reference.dit import embed_time, linear_fp32
 from tools.torch_reference.fused import NORM_EPS, default_kernels
 from tools.torch_reference.sequence import PackedSequence
 
@@ -27,11 +28,6 @@ class Execution:
     attention: Any
     kernels: Any
     dtype: torch.dtype
-
-
-def linear_fp32(x, layer):
-    """`layer` applied in fp32, whatever its weights are stored in."""
-    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
 
 
 class RMSNorm(nn.Module):
@@ -64,12 +60,14 @@ class SelfAttention(Attention):
     def forward(self, x, order, sparse, execution):
         kernels, sequence = execution.kernels, execution.sequence
         tables = order.cos_Nd, order.sin_Nd
-        q_BNHD = self._heads(kernels.rms_norm_rotate(kernels.linear(x, self.q), self.norm_q.weight, *tables))
-        k_BNHD = self._heads(kernels.rms_norm_rotate(kernels.linear(x, self.k), self.norm_k.weight, *tables))
-        v_BNHD = self._heads(kernels.linear(x, self.v))
+        q = kernels.rms_norm_rotate(kernels.linear(x, self.q), self.norm_q.weight, *tables)
+        q = sequence.share(self._heads(q), order, sparse)
+        k = kernels.rms_norm_rotate(kernels.linear(x, self.k), self.norm_k.weight, *tables)
+        k = sequence.share(self._heads(k), order, sparse)
+        v = sequence.share(self._heads(kernels.linear(x, self.v)), order, sparse)
         attend = sequence.attend_sparse if sparse else sequence.attend_full
-        out_BNHD = attend(execution.attention, q_BNHD, k_BNHD, v_BNHD, order)
-        del q_BNHD, k_BNHD, v_BNHD
+        out_BNHD = attend(execution.attention, q, k, v, order)
+        del q, k, v
         return self._output(out_BNHD, kernels)
 
 
@@ -188,7 +186,7 @@ class PackedDiT(nn.Module):
         kernels = self.kernels or default_kernels(x_BCThw.device)
         execution = Execution(self.sequence, self.attention, kernels, self.dtype)
         patches_BNK, grid = self._patchify(x_BCThw)
-        e_BC, e0_B6C = self._embed_time(t_B)
+        e_BC, e0_B6C = embed_time(self, t_B)
         text = kernels.input_of_linear(self._embed_text(text_BLC))
         x_BNC = self._embed_patches(self.sequence.enter(patches_BNK, grid))
         pattern = "token"
@@ -226,15 +224,6 @@ class PackedDiT(nn.Module):
     def _embed_patches(self, patches_BNK):
         weight = self.patch_embedding.weight.flatten(1)
         return F.linear(patches_BNK.to(self.dtype), weight, self.patch_embedding.bias).to(self.residual_dtype)
-
-    def _embed_time(self, t_B):
-        """Sinusoid in float64 (t reaches 1000) -> e [B, C] for the head and e0 [B, 6, C] for the blocks, fp32."""
-        half = self.config.freq_dim // 2
-        exponents = torch.arange(half, dtype=torch.float64, device=t_B.device) / half
-        angles = t_B.double()[:, None] * 10000.0**-exponents
-        sinusoid = torch.cat((angles.cos(), angles.sin()), dim=1)
-        e_BC = linear_fp32(F.silu(linear_fp32(sinusoid, self.time_embedding[0])), self.time_embedding[2])
-        return e_BC, linear_fp32(F.silu(e_BC), self.time_projection[1]).unflatten(1, (6, -1))
 
     def _embed_text(self, text_BLC):
         length = text_BLC.shape[1]

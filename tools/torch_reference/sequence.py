@@ -2,7 +2,7 @@
 
 B batch, N tokens, C width, H heads, D head width, T/h/w grid. A model asks a sequence object for everything that
 depends on the order of its tokens; `PackedSequence` holds the whole video on one device, `parallel.ParallelSequence` a
-shard of it. Both have the methods enter, order, switch, attend_full, attend_sparse and leave.
+shard of it. Both have the methods enter, order, switch, share, attend_full, attend_sparse and leave.
 """
 
 from dataclasses import dataclass
@@ -97,6 +97,10 @@ class PackedSequence:
     def leave(self, x_BNC, grid, pattern):
         """Order of `pattern` -> natural order."""
         return self._gather(x_BNC, grid, pattern)
+
+    def share(self, x_BNHD, order, sparse):
+        """What attention needs of q, k or v from elsewhere: nothing here."""
+        return x_BNHD
 
     def attend_full(self, attention, q_BNHD, k_BNHD, v_BNHD, order):
         """Every token attends to every token, in whatever order they stand."""
