@@ -9,6 +9,7 @@ import sys
 # when their command runs, so that nothing waits for a framework it does not need.
 COMMANDS = {
     "generate": ("ospnext_ms.pipelines.generate", "make videos from prompts"),
+    "prepare-data": ("ospnext_ms.pipelines.prepare_data", "make the cache of latents and texts that training reads"),
     "doctor": ("ospnext_ms.doctor", "show what this machine can run"),
 }
 

@@ -91,11 +91,14 @@ def write_json(path, value):
         temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def write_index(folder, *, contents, fps, buckets, text_len, text_dim, samples):
-    """Writes the index of a complete cache; buckets [(height, width, frames), ...] in pixels, samples [Sample, ...]."""
+def write_index(folder, *, contents, fps, buckets, text_len, text_dim, samples, video_root=None):
+    """Writes the index of a complete cache; buckets [(height, width, frames), ...] in pixels, samples [Sample, ...].
+
+    video_root: where the paths of the samples' records begin, in a cache that holds videos.
+    """
     rows = [[sample.name, sample.shard, sample.bucket, list(sample.texts)] for sample in samples]
     index = {"format": FORMAT, "contents": contents, "fps": fps, "buckets": [list(bucket) for bucket in buckets],
-             "text_len": text_len, "text_dim": text_dim, "samples": rows}
+             "text_len": text_len, "text_dim": text_dim, "video_root": video_root, "samples": rows}
     with atomic_path(Path(folder) / INDEX) as temporary:
         temporary.write_text(json.dumps(index, separators=(",", ":")), encoding="utf-8")
 
@@ -107,7 +110,7 @@ class Cache:
         folder: of `prepare-data`.
 
     Attributes: contents ("latents" or "videos"), fps, buckets [(height, width, frames)], text_len (longest text in
-    tokens), text_dim, samples [Sample].
+    tokens), text_dim, video_root (None where it holds latents), samples [Sample].
 
     Raises:
         FileNotFoundError: no such folder, or no index in it (not finished).
@@ -127,6 +130,7 @@ class Cache:
             self.contents, self.fps = index["contents"], index["fps"]
             self.buckets = [tuple(bucket) for bucket in index["buckets"]]
             self.text_len, self.text_dim = index["text_len"], index["text_dim"]
+            self.video_root = index["video_root"]
             self.samples = [Sample(*fields, tuple(texts)) for *fields, texts in index["samples"]]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not an index of a cache: {error!r}") from error

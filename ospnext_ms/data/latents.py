@@ -6,15 +6,18 @@ NumPy only. B batch, T/h/w latent frames, height and width, L text tokens, C tex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ospnext_ms.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from ospnext_ms.data.cache import Cache
+from ospnext_ms.data.clips import read_clip
 from ospnext_ms.data.order import EpochOrder
+from ospnext_ms.data.selection import draw_start
 
 # Last key of the random streams; EpochOrder's end in other numbers.
-_CAPTION = 2
+_CAPTION, _START = 2, 3
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class LatentDataset:
         text_len: L. text_drop: share of the prompts that become the empty text.
         data_rank, data_size: position among, and number of, the ranks that see different samples.
         encode: function from frames uint8 [F, H, W, 3] to a latent fp32 [16, T, h, w]; needed where the cache holds
-            videos, refused where it holds latents.
+            videos, refused where it holds latents. A clip is then cut at a new random time in every epoch; a video that
+            can no longer be read is a ValueError that names it, as another must not take its place.
 
     Raises:
         FileNotFoundError: no finished cache there.
@@ -142,7 +146,11 @@ class LatentDataset:
         sample = self.cache.samples[index]
         if self._encode is None:
             return self.cache.latent(sample)
-        raise NotImplementedError
+        record, (height, width, frames) = self.cache.record(sample), self.cache.buckets[sample.bucket]
+        rng = np.random.default_rng([self.seed, epoch, index, _START])
+        start = draw_start(rng, record["part"], frames, self.cache.fps, record["fps"])
+        path = Path(self.cache.video_root) / record["path"]
+        return self._encode(read_clip(path, start, self.cache.fps, frames, height, width))
 
     def _padded(self, text_LC):
         padded = np.zeros((self.text_len, text_LC.shape[1]), np.float32)
