@@ -28,7 +28,7 @@ class Linear(nn.Cell):
 
     Input [..., in_channels] of any float dtype, output [..., out_channels] in `dtype`. The weight is read through
     `gather_weight`, a Cell or function from the parameter to the whole weight, which whoever shards the parameter
-    replaces.
+    replaces. `adapter`, a Cell from x to something added to y, belongs to models.lora; None adds nothing.
     """
 
     def __init__(self, in_channels, out_channels, has_bias=True, dtype=ms.float32, param_dtype=None):
@@ -37,6 +37,7 @@ class Linear(nn.Cell):
         param_dtype = param_dtype or dtype
         self.weight = Parameter(initializer(XavierUniform(), (out_channels, in_channels), param_dtype), name="weight")
         self.gather_weight = identity
+        self.adapter = None
         self.has_bias = has_bias
         if has_bias:
             self.bias = Parameter(initializer("zeros", (out_channels,), param_dtype), name="bias")
@@ -44,7 +45,9 @@ class Linear(nn.Cell):
     def construct(self, x):
         weight = self.gather_weight(self.weight).astype(self.dtype)
         y = project(x.astype(self.dtype), weight)
-        return y + self.bias.astype(self.dtype) if self.has_bias else y
+        if self.has_bias:
+            y = y + self.bias.astype(self.dtype)
+        return y if self.adapter is None else y + self.adapter(x)
 
 
 class LayerNorm(nn.Cell):
