@@ -1,0 +1,1 @@
+"""HiFloat8: the number format, the quantised layers, and weights stored in it."""
