@@ -10,6 +10,7 @@ import sys
 COMMANDS = {
     "generate": ("ospnext_ms.pipelines.generate", "make videos from prompts"),
     "prepare-data": ("ospnext_ms.pipelines.prepare_data", "make the cache of latents and texts that training reads"),
+    "train": ("ospnext_ms.training.train", "fine-tune a transformer on prepared videos"),
     "doctor": ("ospnext_ms.doctor", "show what this machine can run"),
 }
 

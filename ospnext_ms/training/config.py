@@ -156,19 +156,18 @@ class TrainDatasetSection:
 class EvalDatasetSection:
     """A fixed set of clips, noise and noise levels, whose loss is measured before, during and after training.
 
-    `path` is a folder of `prepare-data`; of its first `clips` clips each is taken at `sigmas` noise levels, evenly
-    spread over the training distribution; `every` steps, and at the end (null: before and after only).
+    `path` is a folder of `prepare-data`; each of its first `clips` clips is taken at `sigmas` noise levels, spread
+    evenly over the distribution of training; `every` steps besides before and after (null: only then).
     """
 
     path: str
     clips: int
     sigmas: int
     seed: int = 0
-    batch_size: int = 1
     every: int | None = None
 
     def __post_init__(self):
-        for name in ("clips", "sigmas", "batch_size", "every"):
+        for name in ("clips", "sigmas", "every"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} is {value}; it must be at least 1")
         require(self.seed >= 0, f"seed is {self.seed}; it must be at least 0")

@@ -1,6 +1,8 @@
 """Moving average of weights."""
 
-from mindspore import Parameter, ParameterTuple, nn, ops
+import contextlib
+
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 
 class Ema(nn.Cell):
@@ -32,3 +34,15 @@ class Ema(nn.Cell):
         for average, parameter in zip(self.averages, self.parameters):  # noqa: B905  (strict is no graph syntax)
             ops.assign_add(average, share * (parameter - average))
         return share
+
+    @contextlib.contextmanager
+    def in_place(self):
+        """Within the block the averages stand in the place of the weights, which come back bit by bit after it."""
+        kept = [parameter.asnumpy().copy() for parameter in self.parameters]
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            parameter.set_data(Tensor(average.asnumpy().copy()))
+        try:
+            yield
+        finally:
+            for parameter, values in zip(self.parameters, kept, strict=True):
+                parameter.set_data(Tensor(values))

@@ -1,6 +1,6 @@
-"""One training step in three compiled parts: gradients, their reduction over the processes, the update.
+"""One training step in three compiled parts: gradients, their sum over the processes, the update.
 
-Between the parts stands the host, which looks at the norm before anything is changed.
+Between the parts stands the host, which looks at loss and norm before anything is changed.
 """
 
 from dataclasses import dataclass
@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+
+from ospnext_ms.kernels.collectives import AllGather
+from ospnext_ms.parallel.gradients import GradientReducer
 
 
 class _Accumulate(nn.Cell):
@@ -42,30 +45,23 @@ class _Update(nn.Cell):
         for gradient in gradients:
             scaled += (gradient * scale,)
         done = self.optimizer(scaled)
-        return ops.depend(self.ema(ops.depend(ema_share, done)), done)
+        return self.ema(ops.depend(ema_share, done))
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """What a step learned before it changed anything.
+    """What a step learned before it changed anything; equal on all processes but for `values`.
 
-    loss: mean over this process's samples. values: one tensor a parameter, in the optimiser's order. squared_norms:
-    NumPy float64, one a parameter.
+    loss: mean over all processes' samples. norm: of the whole mean gradient. bad_ranks: those where something was not
+    a finite number, to be asked before anything else. values: one tensor a parameter, in the optimiser's order, to be
+    multiplied by `scale`.
     """
 
     loss: float
+    norm: float
+    bad_ranks: tuple
     values: tuple
-    squared_norms: np.ndarray
-
-    @property
-    def is_finite(self):
-        """True where loss and every gradient are finite numbers."""
-        return bool(np.isfinite(self.loss) and np.isfinite(self.squared_norms).all())
-
-    @property
-    def norm(self):
-        """Norm over all parameters."""
-        return float(np.sqrt(self.squared_norms.sum()))
+    scale: float
 
 
 class TrainStep:
@@ -73,31 +69,52 @@ class TrainStep:
 
     Args:
         loss: Cell from a step's inputs to a scalar. optimizer: see optimizer.make_optimizer. ema: Ema.
-        runtime: pipelines.runtime.Runtime.
+        runtime: pipelines.runtime.Runtime. mesh: parallel.mesh.Mesh. sharded: ShardedWeights of the network.
     """
 
-    def __init__(self, loss, optimizer, ema, runtime):
+    def __init__(self, loss, optimizer, ema, runtime, mesh, sharded):
         self.optimizer = optimizer
         self.ema = ema
+        self.sharded = sharded
+        self._is_whole = np.array([not sharded.holds(parameter) for parameter in optimizer.parameters])
         # Built outside the compiled function: inside, it would be built, and the whole compiled, anew at every step.
         value_and_grad = ms.value_and_grad(loss, None, optimizer.parameters)
         self._value_and_grad = ms.jit(value_and_grad) if runtime.compiled else value_and_grad
         self._accumulate = runtime.compile(_Accumulate())
         self._squared_norms = runtime.compile(_SquaredNorms())
         self._update = runtime.compile(_Update(optimizer, ema))
+        self._gather = AllGather(mesh.world_group)
+        self._reduce = None
+        if mesh.size > 1:
+            self._reduce = runtime.compile(GradientReducer(optimizer.parameters, mesh, sharded))
 
     def gradients(self, micro_batches):
-        """Mean loss and gradient of several batches (tuples of the loss's inputs as NumPy arrays) of equal size."""
+        """Mean loss and gradient over several batches of equal size and over all processes.
+
+        `micro_batches`: tuples of the loss's inputs as NumPy arrays.
+        """
         total, losses = None, []
         for batch in micro_batches:
             loss, values = self._value_and_grad(*map(Tensor, batch))
             losses.append(loss)
             total = values if total is None else self._accumulate(total, values)
-        # Kept as sums: the update multiplies by a scale anyhow.
-        loss = float(np.mean([float(loss) for loss in losses]))
-        squares = self._squared_norms(total).asnumpy().astype(np.float64) / len(losses) ** 2
-        return Gradients(loss, total, squares)
+        loss = np.mean([float(loss) for loss in losses])
+        squares = self._squared_norms(total).asnumpy().astype(np.float64)
+        # A sharded weight's gradient is a sum over processes already, so it cannot tell where a NaN came from.
+        is_finite = np.isfinite(loss) and np.isfinite(squares[self._is_whole]).all()
+        if self._reduce is not None:
+            total = self._reduce(total)
+            squares = self.sharded.total_squares(self.optimizer.parameters, self._squared_norms(total).asnumpy())
+        verdicts = self._gather(Tensor(np.array([[loss, not is_finite]], np.float32)), "verdicts").asnumpy()
+        bad_ranks = np.flatnonzero(verdicts[:, 1])
+        if not len(bad_ranks) and not np.isfinite(squares).all():
+            bad_ranks = range(len(verdicts))
+        scale = 1 / len(losses)
+        norm = float(np.sqrt(squares.sum()) * scale) if not len(bad_ranks) else float("nan")
+        loss = float(loss) if len(verdicts) == 1 else float(verdicts[:, 0].astype(np.float64).mean())
+        return Gradients(loss, norm, tuple(map(int, bad_ranks)), total, scale)
 
-    def update(self, gradients, scale, step):
-        """Changes weights, moments and averages: gradients multiplied by `scale`; `step` counted from 0."""
-        self._update(gradients.values, Tensor(scale, ms.float32), Tensor(self.ema.share(step), ms.float32))
+    def update(self, gradients, factor, step):
+        """Changes weights, moments and averages: the gradient multiplied by `factor`; `step` counted from 0."""
+        scale = Tensor(factor * gradients.scale, ms.float32)
+        self._update(gradients.values, scale, Tensor(self.ema.share(step), ms.float32))

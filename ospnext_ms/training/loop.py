@@ -1,0 +1,231 @@
+"""Supervised fine-tuning: builds what a TrainConfig asks for and runs its steps.
+
+The pieces are elsewhere and know nothing of each other: inputs, step, clipper, average, checkpoints, figures.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from mindspore.nn.utils import no_init_parameters
+
+from ospnext_ms.files import atomic_path
+from ospnext_ms.kernels.collectives import AllGather
+from ospnext_ms.models.flops import forward_flops
+from ospnext_ms.parallel.sharding import ShardedWeights
+from ospnext_ms.safetensors_io import read_headers
+from ospnext_ms.training.checkpoint import CheckpointStore
+from ospnext_ms.training.checkpoint_files import is_group, problems_of
+from ospnext_ms.training.clipping import AdaptiveClipper
+from ospnext_ms.training.ema import Ema
+from ospnext_ms.training.evaluation import FixedSet
+from ospnext_ms.training.inputs import StepInputs, open_source, samples_per_step
+from ospnext_ms.training.monitor import Monitor, StepClock, model_flops_utilisation
+from ospnext_ms.training.network import VelocityLoss, build_network
+from ospnext_ms.training.optimizer import make_optimizer, make_schedule, set_learning_rate
+from ospnext_ms.training.state import TrainState, load_tensors
+from ospnext_ms.training.step import TrainStep
+
+CHECKPOINTS = "checkpoints"
+
+
+class Trainer:
+    """One run of `train` on this process.
+
+    Everything that the configuration names is opened and compared when it is made, before the first step.
+
+    Args:
+        config: TrainConfig. runtime: pipelines.runtime.Runtime. mesh: parallel.mesh.Mesh.
+
+    Raises:
+        FileNotFoundError, ValueError: something the configuration names is not there or does not fit; a damaged
+            checkpoint with none before it.
+    """
+
+    def __init__(self, config, runtime, mesh):
+        self.config = config
+        self.runtime = runtime
+        self.mesh = mesh
+        self.speaks = mesh.rank == 0
+        self.folder = Path(config.output_dir)
+        self._gather = AllGather(mesh.world_group)
+        self.source = open_source(config, mesh)
+        self.inputs = StepInputs(config, self.source, mesh)
+        self.store, resumed = self._open_store()
+        self._build(resumed)
+        self.fixed_set = None
+        if config.eval_dataset:
+            self.fixed_set = FixedSet(config.eval_dataset, config.flow, config.model.dit, mesh)
+        self.steps_done = resumed.step if resumed else 0
+
+    def run(self):
+        """Trains to the last step and returns the paths of what there is to look at, none on silent processes.
+
+        Raises:
+            FloatingPointError: loss or gradient stopped being finite; nothing was changed in that step.
+        """
+        config, total = self.config, self.config.runner_config.steps
+        monitor = self._monitor() if self.speaks else None
+        if self.steps_done == 0:
+            self._evaluate(monitor)
+        clock = StepClock(total - self.steps_done)
+        for inputs in self.inputs.ahead(self.steps_done, total):
+            figures = self._train(inputs)
+            figures |= self._speed(clock.tick(), inputs[0][0].shape)
+            self.steps_done += 1
+            if monitor:
+                monitor.step(self.steps_done, figures, clock.seconds_left)
+            every = config.callbacks.save_checkpoint_steps
+            if self.steps_done % every == 0 or self.steps_done == total:
+                self.save()
+            if self._evaluation_is_due():
+                self._evaluate(monitor)
+                clock.skip()
+        self.store.wait()
+        if not monitor:
+            return []
+        curve = monitor.close()
+        return [path for path in (curve, *self.store.paths()[-1:]) if path]
+
+    def save(self):
+        """Starts to save a checkpoint of the steps done; waits for no more than the copies in host memory."""
+        part = self.state.part
+        if part is None:
+            return
+        done = self.steps_done
+        state = {
+            "step": done,
+            # Every random number is drawn from (seed, step, sample): this is the state of all generators.
+            "random": {"seed": self.config.seed, "next_step": done},
+            "data": {"epoch": self.source.epoch(done), "next_step": done},
+            "configuration": dataclasses.asdict(self.config),
+            **self.state.json_state(),
+        }
+        self.store.save(done, self.state.copy_to_host(), state)
+
+    def _train(self, inputs):
+        """One step; the figures of it."""
+        step = self.steps_done
+        gradients = self.step.gradients(inputs)
+        if gradients.bad_ranks:
+            # The checkpoint that may be on its way is of an earlier step, so it is sound.
+            self.store.wait()
+            raise FloatingPointError(f"step {step + 1}: loss or gradient is not finite on rank "
+                                     f"{', '.join(map(str, gradients.bad_ranks))} (loss {gradients.loss}); no weight "
+                                     "was changed, and the checkpoints are those of earlier steps")
+        factor = self.clipper(gradients.norm)
+        rate = self.learning_rate(step)
+        set_learning_rate(self.optimizer, rate)
+        self.step.update(gradients, factor, step)
+        return {"loss": gradients.loss, "gradient_norm": gradients.norm, "clip_factor": factor,
+                "clip_threshold": self.clipper.threshold, "learning_rate": rate, "epoch": self.source.epoch(step)}
+
+    def _speed(self, seconds, shape):
+        runner, dit = self.config.runner_config, self.config.model.dit
+        samples = samples_per_step(self.config) * self.mesh.data_size
+        figures = {"step_seconds": seconds, "samples_per_second": samples / seconds, "saving": self.store.saving}
+        if runner.peak_tflops:
+            grid = tuple(n // patch for n, patch in zip(shape[2:], dit.patch_size, strict=True))
+            flops = forward_flops(dit, grid)["total"]
+            figures["mfu"] = model_flops_utilisation(flops, samples, seconds, runner.peak_tflops, self.mesh.size)
+        return figures
+
+    def _evaluation_is_due(self):
+        section, total = self.config.eval_dataset, self.config.runner_config.steps
+        return section and (self.steps_done == total or bool(section.every and self.steps_done % section.every == 0))
+
+    def _evaluate(self, monitor):
+        if self.fixed_set is None:
+            return
+        figures = {"eval_loss": self.fixed_set.mean_loss(self.evaluation_loss)}
+        with self.ema.in_place():
+            figures["eval_loss_ema"] = self.fixed_set.mean_loss(self.evaluation_loss)
+        if monitor:
+            monitor.record(self.steps_done, figures)
+            monitor.say(f"step {self.steps_done}: loss on the fixed set {figures['eval_loss']:.5f}, "
+                        f"of the average {figures['eval_loss_ema']:.5f}")
+
+    def _monitor(self):
+        config = self.config
+        monitor = Monitor(self.folder, config.runner_config.steps, self.source.note, config.callbacks.tensorboard,
+                          self.steps_done, config.callbacks.per_print_times)
+        with atomic_path(self.folder / "configuration.json") as path:
+            path.write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n", encoding="utf-8")
+        return monitor
+
+    def _open_store(self):
+        """(store, newest intact checkpoint or None)."""
+        config, mesh = self.config, self.mesh
+        store = CheckpointStore(self.folder / CHECKPOINTS, config.callbacks.keep_checkpoint_max,
+                                mesh.shard_group.index, mesh.shard_group.size)
+        if store.paths() and not config.resume_training:
+            raise ValueError(f"{store.folder} has checkpoints, but resume_training is false; give another output_dir, "
+                             "or remove them")
+        if self.speaks:
+            for name in store.remove_leftovers():
+                print(f"checkpoint {store.folder / name} was never finished; it is not used and has been removed")
+        self._all_agree(True)
+        return store, store.newest(part=mesh.rank, num_parts=mesh.size, agree=self._all_agree)
+
+    def _all_agree(self, verdict):
+        """True where every process says so; also a meeting point."""
+        return bool(self._gather(Tensor(np.array([verdict], np.float32)), "agreement").asnumpy().all())
+
+    def _build(self, resumed):
+        config = self.config
+        path = config.load_checkpoint
+        tensors = None
+        if not resumed and path is not None:
+            tensors = _open_weights(path)
+        # Equal on all processes, whatever part of the weights each will hold.
+        ms.set_seed(config.seed)
+        if resumed or tensors:
+            with no_init_parameters():
+                net = self._network()
+        else:
+            net = self._network()
+        parameters = dict(net.parameters_and_names())
+        self.sharded = ShardedWeights(net, self.mesh, self.runtime.dtype)
+        if resumed:
+            tensors, path = resumed.groups["parameters"], resumed.path
+        if tensors:
+            load_tensors(parameters, tensors, self.sharded, path)
+        self._build_step(net, parameters)
+        if resumed:
+            self.state.restore(resumed)
+        if self.speaks:
+            origin = f"from {path}" if path is not None else "from random weights"
+            print(f"{'resuming after step ' + str(resumed.step) if resumed else 'starting'} {origin}; "
+                  f"{sum(int(np.prod(self.sharded.shape(n, p.shape))) for n, p in parameters.items()):,} parameters, "
+                  f"{self.mesh.size} processes", flush=True)
+
+    def _network(self):
+        config = self.config
+        return build_network(config.model.dit, self.runtime, self.mesh, config.recompute_config.recompute)
+
+    def _build_step(self, net, parameters):
+        config = self.config
+        section, clipping = config.optimizer, config.clipping
+        self.learning_rate = make_schedule(config.lr_schedule, config.runner_config.steps)
+        self.optimizer = make_optimizer(parameters.values(), betas=section.betas, eps=section.eps,
+                                        weight_decay=section.weight_decay)
+        names = {id(parameter): name for name, parameter in parameters.items()}
+        names = [names[id(parameter)] for parameter in self.optimizer.parameters]
+        self.ema = Ema(self.optimizer.parameters, config.ema.decay, config.ema.warm_up)
+        self.clipper = AdaptiveClipper(clipping.decay, clipping.deviations, clipping.start)
+        self.state = TrainState(names, self.optimizer, self.ema, self.clipper, self.sharded, self.mesh)
+        loss = VelocityLoss(net)
+        self.step = TrainStep(loss, self.optimizer, self.ema, self.runtime, self.mesh, self.sharded)
+        self.evaluation_loss = self.runtime.compile(VelocityLoss(net))
+
+
+def _open_weights(path):
+    """Stored tensors of the weights to start from; those of a training checkpoint are compared with their SHA-256."""
+    if is_group(path):
+        problems = problems_of(Path(path).parent)
+        if problems:
+            raise ValueError(f"load_checkpoint {path} is refused: " + "; ".join(problems))
+    return read_headers(path)

@@ -1,0 +1,88 @@
+"""Everything a training run has to carry over a stop, to and from a checkpoint."""
+
+import numpy as np
+from mindspore import Tensor
+
+from ospnext_ms.training.checkpoint_files import Piece
+from ospnext_ms.weights import mismatch_report
+
+PARAMETERS, EMA, MOMENTS, SQUARES = "parameters", "ema", "adam_m", "adam_v"
+
+
+def load_tensors(parameters, tensors, sharded, what):
+    """Sets parameters from stored tensors, this process's shards of them, all or none.
+
+    Args:
+        parameters: {name: Parameter}. tensors: {name: stored tensor with shape and numpy()}. sharded: ShardedWeights.
+        what: name of the source in errors.
+
+    Raises:
+        ValueError: missing, unexpected or misshapen tensors (listed).
+    """
+    expected = {name: sharded.shape(name, parameter.shape) for name, parameter in parameters.items()}
+    report = mismatch_report(expected, {name: tensor.shape for name, tensor in tensors.items()})
+    if report:
+        raise ValueError(f"{what} does not fit the model, nothing was loaded:\n" + "\n".join(report))
+    for name, parameter in parameters.items():
+        shard = sharded.cut(name, tensors[name].numpy())
+        parameter.set_data(Tensor(np.ascontiguousarray(shard), parameter.dtype))
+
+
+class TrainState:
+    """Weights, their average and the optimiser's moments under the network's own names, and the clipper.
+
+    Args:
+        names: of `optimizer.parameters`, in their order. optimizer: mindformers' AdamW. ema: Ema over the same
+            parameters. clipper: AdaptiveClipper. sharded: ShardedWeights. mesh: parallel.mesh.Mesh.
+    """
+
+    def __init__(self, names, optimizer, ema, clipper, sharded, mesh):
+        self.names = list(names)
+        self.optimizer = optimizer
+        self.clipper = clipper
+        self.sharded = sharded
+        self.mesh = mesh
+        lists = {PARAMETERS: optimizer.parameters, EMA: ema.averages, MOMENTS: optimizer.exp_avg,
+                 SQUARES: optimizer.exp_avg_sq}
+        self.groups = {group: dict(zip(self.names, values, strict=True)) for group, values in lists.items()}
+
+    @property
+    def part(self):
+        """(this process's part, number of parts) of a checkpoint, None where it has nothing to write."""
+        if self.mesh.replica_group.index:
+            return None
+        return self.mesh.shard_group.index, self.mesh.shard_group.size
+
+    def copy_to_host(self):
+        """{group: {name: array or Piece}} of what this process has to write, copied, so that training can go on."""
+        first = self.mesh.shard_group.index == 0
+        return {group: {name: self._copy(name, parameter) for name, parameter in parameters.items()
+                        if first or self.sharded.holds(self.groups[PARAMETERS][name])}
+                for group, parameters in self.groups.items()}
+
+    def restore(self, checkpoint):
+        """Takes over everything from an opened Checkpoint, whatever number of processes wrote it.
+
+        Raises:
+            ValueError: it belongs to another model.
+        """
+        for group, parameters in self.groups.items():
+            if group not in checkpoint.groups:
+                raise ValueError(f"{checkpoint.path} has no tensors called {group}; it has "
+                                 f"{', '.join(sorted(checkpoint.groups))}")
+            load_tensors(parameters, checkpoint.groups[group], self.sharded, f"{checkpoint.path}/{group}")
+        step = np.array([checkpoint.state["optimizer_step"]], np.int32)
+        self.optimizer.global_step.set_data(Tensor(step.reshape(self.optimizer.global_step.shape)))
+        self.clipper.restore(checkpoint.state["clipper"])
+
+    def json_state(self):
+        """What is not a tensor, as JSON values."""
+        step = int(self.optimizer.global_step.asnumpy().reshape(-1)[0])
+        return {"optimizer_step": step, "clipper": self.clipper.state()}
+
+    def _copy(self, name, parameter):
+        array = parameter.asnumpy()
+        if self.sharded.group.size == 1:
+            return array.copy()
+        values = self.sharded.values(name, array).copy()
+        return Piece(values, self.sharded.shape(name, array.shape), self.sharded.start(name))

@@ -1,0 +1,38 @@
+"""`python -m ospnext_ms train`: fine-tunes a transformer on prepared videos; the same command resumes it."""
+
+from ospnext_ms.parallel.mesh import check_parallel, world_size
+from ospnext_ms.training.config import TrainConfig
+from ospnext_ms.yaml_reader import load_config
+
+
+def add_arguments(parser):
+    """Options of `train`."""
+    parser.add_argument("--config", required=True, metavar="F", help="YAML file, see yaml_configs/train")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                        help="override one value of the file, for example runner_config.steps=20; may be repeated")
+
+
+def run(arguments):
+    """Runs `train` with parsed options and returns the exit code."""
+    config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    for path in train(config):
+        print(path)
+    return 0
+
+
+def train(config):
+    """Trains what a TrainConfig says; returns the paths to look at, none on processes that do not report.
+
+    Raises:
+        FileNotFoundError, ValueError: something the configuration names is not there or does not fit.
+        FloatingPointError: loss or gradient stopped being finite.
+    """
+    check_parallel(config.parallel_config, config.model.dit, world_size())
+
+    from ospnext_ms.parallel.mesh import start_processes
+    from ospnext_ms.pipelines.runtime import start
+    from ospnext_ms.training.loop import Trainer
+
+    runtime = start(config.context)
+    mesh = start_processes(config.parallel_config, config.model.dit)
+    return Trainer(config, runtime, mesh).run()
