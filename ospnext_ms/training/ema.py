@@ -38,11 +38,12 @@ class Ema(nn.Cell):
     @contextlib.contextmanager
     def in_place(self):
         """Within the block the averages stand in the place of the weights, which come back bit by bit after it."""
+        # By ops.assign: graphs that have run go on with the old values after Parameter.set_data.
         kept = [parameter.asnumpy().copy() for parameter in self.parameters]
         for parameter, average in zip(self.parameters, self.averages, strict=True):
-            parameter.set_data(Tensor(average.asnumpy().copy()))
+            ops.assign(parameter, Tensor(average.asnumpy().copy()))
         try:
             yield
         finally:
             for parameter, values in zip(self.parameters, kept, strict=True):
-                parameter.set_data(Tensor(values))
+                ops.assign(parameter, Tensor(values))

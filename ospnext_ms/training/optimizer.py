@@ -3,7 +3,7 @@
 import math
 
 import mindspore as ms
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
 from ospnext_ms.training.mindformers import load_mindformers
 
@@ -32,8 +32,11 @@ def make_optimizer(parameters, *, betas, eps, weight_decay):
 
 
 def set_learning_rate(optimizer, value):
-    """Sets the learning rate of the next step; compiled graphs read it as a parameter, so nothing is compiled anew."""
-    optimizer.learning_rate.set_data(Tensor(value, ms.float32))
+    """Sets the learning rate of the next step; compiled graphs read it as a parameter, so nothing is compiled anew.
+
+    By ops.assign: graphs that have run go on with the old value after Parameter.set_data.
+    """
+    ops.assign(optimizer.learning_rate, Tensor(value, ms.float32))
 
 
 def make_schedule(section, total_steps):
