@@ -4,10 +4,12 @@ World rank = (data_rank * S + s) * U + u, so the ranks that share a video are ne
 on it), and among them those that share its sub-sequences, which communicate most.
 """
 
-import os
 from dataclasses import dataclass, field
 
 from ospnext_ms.kernels.collectives import ProcessGroup, Traffic
+from ospnext_ms.parallel.degrees import check_parallel, layout, world_size
+
+__all__ = ["Mesh", "check_parallel", "layout", "make_mesh", "start_processes", "world_size"]
 
 
 @dataclass(frozen=True)
@@ -69,56 +71,6 @@ class Mesh:
         return self.video_group.index == 0
 
 
-def layout(size, skiparse, ulysses, shard, rank):
-    """World ranks of the groups of `rank`: {"world", "data", "video", "skiparse", "ulysses", "shard", "replica"}."""
-    degree = skiparse * ulysses
-    first = rank // degree * degree
-    s, u = rank % degree // ulysses, rank % ulysses
-    first_shard = rank // shard * shard
-    return {
-        "world": tuple(range(size)),
-        "data": tuple(range(rank % degree, size, degree)),
-        "video": tuple(range(first, first + degree)),
-        "skiparse": tuple(range(first + u, first + degree, ulysses)),
-        "ulysses": tuple(range(first + s * ulysses, first + (s + 1) * ulysses)),
-        "shard": tuple(range(first_shard, first_shard + shard)),
-        "replica": tuple(range(rank % shard, size, shard)),
-    }
-
-
-def world_size():
-    """Number of processes that msrun started, 1 without msrun."""
-    return int(os.environ.get("MS_WORKER_NUM", "1"))
-
-
-def check_parallel(section, config, size):
-    """Checks a ParallelSection against the transformer (DiTConfig) and the number of processes; needs no MindSpore.
-
-    Raises:
-        ValueError: a degree that is not valid, with those that are; a world size that is not their product.
-    """
-    skiparse, ulysses = section.skiparse_parallel, section.ulysses_parallel
-    valid = _divisors(config.sparse_ratio**2)
-    if skiparse not in valid:
-        raise ValueError(f"parallel_config.skiparse_parallel is {skiparse}; "
-                         f"valid for sparse_ratio {config.sparse_ratio}: {valid}")
-    heads = config.num_heads
-    if heads % (skiparse * ulysses):
-        pairs = [f"{s}x{u}" for s in valid for u in _divisors(heads) if heads % (s * u) == 0]
-        raise ValueError(f"parallel_config: skiparse_parallel x ulysses_parallel is {skiparse}x{ulysses}, and "
-                         f"{skiparse * ulysses} does not divide the {heads} heads; valid: {', '.join(pairs)}")
-    degree = skiparse * ulysses
-    data = section.data_parallel
-    if size % degree or (data is not None and data * degree != size):
-        wanted = f"a multiple of {degree}" if data is None else f"{data} x {degree} = {data * degree}"
-        raise ValueError(f"{size} processes run, but parallel_config (data_parallel {data}, skiparse_parallel "
-                         f"{skiparse}, ulysses_parallel {ulysses}) needs {wanted}; start them with "
-                         "msrun --worker_num, or change the degrees")
-    if size % section.parameter_shard:
-        raise ValueError(f"parallel_config.parameter_shard is {section.parameter_shard}; valid for {size} processes: "
-                         f"{_divisors(size)}")
-
-
 def start_processes(section, config):
     """Joins the processes that msrun started and returns this process's Mesh. Called once, before any operator runs.
 
@@ -131,9 +83,16 @@ def start_processes(section, config):
     check_parallel(section, config, world_size())
     if world_size() == 1:
         return Mesh.single()
-    from mindspore.communication import GlobalComm, create_group, get_group_size, get_rank, init
+    from mindspore.communication import init
 
     init()
+    return make_mesh(section)
+
+
+def make_mesh(section):
+    """Mesh of a checked ParallelSection, once the processes have joined; makes those groups that there are not yet."""
+    from mindspore.communication import GlobalComm, create_group, get_group_size, get_rank
+
     rank, size = get_rank(), get_group_size()
     groups = layout(size, section.skiparse_parallel, section.ulysses_parallel, section.parameter_shard, rank)
     names, traffic, members = {groups["world"]: GlobalComm.WORLD_COMM_GROUP}, Traffic(), {}
@@ -144,7 +103,3 @@ def start_processes(section, config):
         members[f"{kind}_group"] = ProcessGroup(ranks, ranks.index(rank), names.get(ranks), traffic)
     return Mesh(rank=rank, size=size, skiparse=section.skiparse_parallel, ulysses=section.ulysses_parallel,
                 traffic=traffic, **members)
-
-
-def _divisors(n):
-    return [i for i in range(1, n + 1) if n % i == 0]
