@@ -73,6 +73,17 @@ def save_weights(cell_or_dict, path: str | os.PathLike, dtype=None, max_shard_by
     return write_checkpoint(path, tensors, max_shard_bytes, overwrite=overwrite, metadata={"format": "np"})
 
 
+def assign_values(parameter, values: np.ndarray):
+    """Writes values into a parameter's own memory, cast to its dtype.
+
+    Not set_data: a graph that was compiled before keeps the memory the parameter had then, and would go on with the
+    old values (MindSpore 2.9).
+    """
+    from mindspore import Tensor, ops
+
+    ops.assign(parameter, Tensor(values, parameter.dtype))
+
+
 def mismatch_report(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> list[str]:
     """Compares two tables of name -> shape: one line for each of missing, unexpected and misshapen, none if equal."""
     missing = [name for name in expected if name not in found]

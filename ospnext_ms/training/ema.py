@@ -2,7 +2,9 @@
 
 import contextlib
 
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, nn, ops
+
+from ospnext_ms.weights import assign_values
 
 
 class Ema(nn.Cell):
@@ -41,9 +43,9 @@ class Ema(nn.Cell):
         # By ops.assign: graphs that have run go on with the old values after Parameter.set_data.
         kept = [parameter.asnumpy().copy() for parameter in self.parameters]
         for parameter, average in zip(self.parameters, self.averages, strict=True):
-            ops.assign(parameter, Tensor(average.asnumpy().copy()))
+            assign_values(parameter, average.asnumpy())
         try:
             yield
         finally:
             for parameter, values in zip(self.parameters, kept, strict=True):
-                ops.assign(parameter, Tensor(values))
+                assign_values(parameter, values)

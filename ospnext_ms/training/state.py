@@ -25,6 +25,7 @@ def load_tensors(parameters, tensors, sharded, what):
         raise ValueError(f"{what} does not fit the model, nothing was loaded:\n" + "\n".join(report))
     for name, parameter in parameters.items():
         shard = sharded.cut(name, tensors[name].numpy())
+        # set_data, as the parameter may have no memory yet; nothing has been compiled (see weights.assign_values).
         parameter.set_data(Tensor(np.ascontiguousarray(shard), parameter.dtype))
 
 

@@ -97,13 +97,15 @@ class TrainStep:
         for batch in micro_batches:
             loss, values = self._value_and_grad(*map(Tensor, batch))
             losses.append(loss)
-            total = values if total is None else self._accumulate(total, values)
+            # Tensors in a plain tuple would be compiled in as constants: a new graph every step.
+            values = ms.mutable(values)
+            total = values if total is None else ms.mutable(self._accumulate(total, values))
         loss = np.mean([float(loss) for loss in losses])
         squares = self._squared_norms(total).asnumpy().astype(np.float64)
         # A sharded weight's gradient is a sum over processes already, so it cannot tell where a NaN came from.
         is_finite = np.isfinite(loss) and np.isfinite(squares[self._is_whole]).all()
         if self._reduce is not None:
-            total = self._reduce(total)
+            total = ms.mutable(self._reduce(total))
             squares = self.sharded.total_squares(self.optimizer.parameters, self._squared_norms(total).asnumpy())
         verdicts = self._gather(Tensor(np.array([[loss, not is_finite]], np.float32)), "verdicts").asnumpy()
         bad_ranks = np.flatnonzero(verdicts[:, 1])
