@@ -1,7 +1,7 @@
 """Time of a whole DiT forward in packed order: full attention, sparse, sparse with 8-bit linears.
 
     python -m tools.torch_reference.benchmark --setting 720p --mode full sparse --repeats 5 --output DIR
-    python -m tools.torch_reference.benchmark --setting 720p --gpus 8 --skiparse-parallel 4 --ulysses-parallel 2
+    python -m tools.torch_reference.benchmark --setting 720p --gpus 8 --skiparse-parallel 4 2 1 --output DIR
     python -m tools.torch_reference.benchmark --plot FILE.png --output DIR
 
 Weights are random, created on the GPU; a forward is the whole network (embeddings, every block, head) of one sample.
@@ -14,23 +14,23 @@ import json
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
 import torch._dynamo
+import torch.distributed as dist
 
 from ospnext_ms.files import atomic_path
-from ospnext_ms.models.flops import forward_flops
 from tools.torch_reference import fused
 from tools.torch_reference.attention_backends import BACKENDS, attention_backend
+from tools.torch_reference.forward import MODES, measure_forwards
 from tools.torch_reference.microbenchmark import fastest_attention, microbenchmark
-from tools.torch_reference.profiling import print_profile, profile_block
+from tools.torch_reference.parallel import EXCHANGES, valid_degrees
 from tools.torch_reference.report import plot, print_table
-from tools.torch_reference.settings import MODELS, SETTINGS, random_inputs, random_model
-from tools.torch_reference.timing import ceilings, peak_memory_gib, reset_peak_memory, synchronize, timed
+from tools.torch_reference.settings import MODELS, SETTINGS
+from tools.torch_reference.timing import ceilings
 
-MODES = ("full", "sparse", "sparse-8bit")
 KERNELS = (*fused.IMPLEMENTATIONS, "compiled")
 
 
@@ -46,8 +46,11 @@ def build_parser():
     parser.add_argument("--attention", choices=("fastest", *BACKENDS), default="fastest")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--gpus", type=int, default=1)
-    parser.add_argument("--skiparse-parallel", type=int, help="S; default as large as divides P^2 and --gpus")
-    parser.add_argument("--ulysses-parallel", type=int, help="U; default --gpus / S")
+    parser.add_argument("--skiparse-parallel", nargs="+", type=int, help="S of every layout; default all valid ones")
+    parser.add_argument("--ulysses-parallel", nargs="+", type=int, help="U of every layout; default --gpus / S")
+    parser.add_argument("--exchange", nargs="+", choices=EXCHANGES, default=["overlapped"],
+                        help="Ulysses: q, k, v each beside the next projection, or in one call")
+    parser.add_argument("--single-gpu", action="store_true", help="with --gpus also the same on one GPU, for scaling")
     parser.add_argument("--check", action="store_true", help="numerical checks on this device first")
     parser.add_argument("--microbenchmark", action="store_true", help="every step of a block alone")
     parser.add_argument("--profile", action="store_true", help="GPU kernels of one full and one sparse block")
@@ -66,15 +69,39 @@ def main(argv=None):
             raise SystemExit("--plot needs --output DIR with the JSON files")
         plot(args.output, args.plot)
         return 0
-    if args.gpus > 1:
-        from tools.torch_reference.launch import launch
+    args.degrees = []
+    if args.gpus == 1:
+        return run(args, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    from tools.torch_reference.launch import launch
 
-        return launch(args)
-    return run(args, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if args.train_step or args.profile:
+        raise SystemExit("--train-step and --profile measure one GPU; leave out --gpus")
+    args.degrees = parallel_degrees(args, MODELS[args.model or SETTINGS[args.setting].model])
+    return launch(args)
 
 
-def run(args, device, mesh=None):
-    """Checks, ceilings and measurements of one process. `mesh` is the process mesh of a multi-GPU run."""
+def parallel_degrees(args, config):
+    """(S, U) pairs to measure: all that are valid, or those that --skiparse-parallel and --ulysses-parallel name.
+
+    Raises ValueError for one that is not valid or, of two lists, for lists of different lengths.
+    """
+    valid = valid_degrees(args.gpus, config.sparse_ratio, config.num_heads)
+    s, u = args.skiparse_parallel, args.ulysses_parallel
+    if s is None and u is None:
+        chosen = valid
+    elif s is None or u is None:
+        chosen = [(args.gpus // n, n) if s is None else (n, args.gpus // n) for n in s or u]
+    else:
+        chosen = list(zip(s, u, strict=True))
+    bad = [pair for pair in chosen if pair not in valid]
+    if bad or not chosen:
+        raise ValueError(f"skiparse x ulysses parallel {bad or chosen} for {args.gpus} GPUs, {config.num_heads} heads; "
+                         f"valid: {valid or 'none'}")
+    return chosen
+
+
+def run(args, device):
+    """Checks, ceilings and measurements in this process, which may be one of several; returns the exit code."""
     started = time.perf_counter()
     # Beyond this many shapes torch.compile would silently run eagerly.
     torch._dynamo.config.recompile_limit = 256
@@ -82,118 +109,31 @@ def run(args, device, mesh=None):
     setting = SETTINGS[args.setting]
     config = MODELS[args.model or setting.model]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    leads = mesh is None or mesh.rank == 0
     result = {"setting": args.setting, "model": args.model or setting.model, "grid": setting.grid, "gpus": args.gpus,
-              "machine": _machine(device), "paper": setting.paper.get(args.gpus),
-              "release": setting.release if args.gpus == 1 else {}, "measurements": [], "errors": []}
-    if leads:
-        print(f"{args.setting}: model {result['model']}, grid {setting.grid}, {result['machine']}", flush=True)
-    if args.check and leads:
-        _guard(result, "check", lambda: _check(result, device, args.kernels))
-    if args.microbenchmark and leads:
+              "machine": _machine(device), "paper": setting.paper, "release": setting.release, "measurements": [],
+              "errors": []}
+    guard = partial(_guard, result)
+    print(f"{args.setting}: {result['model']}, grid {setting.grid}, {args.gpus} x {result['machine']}", flush=True)
+    if args.check:
+        guard("check", lambda: _check(result, device, args))
+    if args.microbenchmark:
         print("steps of a block alone", flush=True)
-        result["steps"] = _guard(result, "microbenchmark", lambda: microbenchmark(config, setting.grid, device, dtype))
+        result["steps"] = guard("microbenchmark", lambda: microbenchmark(config, setting.grid, device, dtype))
     backends = _backends(args, config, setting.grid, device, dtype, result)
-    result["ceilings"] = _guard(result, "ceilings", lambda: _ceilings(config, setting.grid, device, dtype, backends))
-    if leads:
-        _print_ceilings(result["ceilings"])
+    result["ceilings"] = guard("ceilings", lambda: _ceilings(config, setting.grid, device, dtype, backends))
+    _print_ceilings(result["ceilings"])
     if args.train_step:
         from tools.torch_reference.training_step import measure_training
 
-        _guard(result, "train step", lambda: measure_training(args, config, setting, device, backends, result))
+        guard("train step", lambda: measure_training(args, config, setting, device, backends, result))
     else:
-        measure_modes(args, config, setting, device, dtype, backends, mesh, result)
-    if leads:
-        print_table(result)
-        print(f"whole run {time.perf_counter() - started:.0f} s", flush=True)
-        if args.output:
-            _write(result, args)
+        guard("forwards", lambda: measure_forwards(args, config, setting.grid, device, dtype, backends, result, guard))
+    print_table(result)
+    print(f"whole run {time.perf_counter() - started:.0f} s", flush=True)
+    if args.output and (not dist.is_initialized() or dist.get_rank() == 0):
+        _write(result, args)
     failed = [row["name"] for row in result.get("checks", []) if not row["passed"]]
     return 1 if result["errors"] or failed else 0
-
-
-def measure_modes(args, config, setting, device, dtype, backends, mesh, result):
-    """Every mode with every choice of kernels; appends to result["measurements"], a failure to result["errors"]."""
-    sequence = None
-    if mesh is not None:
-        from tools.torch_reference.parallel import ParallelSequence
-
-        sequence = ParallelSequence(config.sparse_ratio, config.num_heads, mesh)
-    base = random_model(config, device, dtype, sequence=sequence)
-    inputs = random_inputs(config, setting.grid, device)
-    modes = sorted(args.mode, key=MODES.index)
-    for mode in modes:
-        for kernels in args.kernels:
-            attention = attention_backend(backends["full" if mode == "full" else "sparse"])
-            label = f"{mode}, {kernels}"
-            row = _guard(result, label, lambda m=mode, k=kernels, a=attention: _measure(
-                base, m, k, a, inputs, setting.grid, args, device, result))
-            if row is not None:
-                result["measurements"].append(row)
-            reset_peak_memory(device)
-
-
-def _measure(base, mode, kernels, attention, inputs, grid, args, device, result):
-    model = prepare(base, mode, kernels, attention)
-
-    def forward():
-        with torch.inference_mode():
-            return model(*inputs)
-
-    begin = time.perf_counter()
-    out = forward()
-    synchronize(device)
-    warm_up = time.perf_counter() - begin
-    assert out.isfinite().all(), "the output is not finite"
-    reset_peak_memory(device)
-    traffic = _Traffic(model.sequence)
-    seconds = timed(forward, args.repeats, device, warm_up=0)
-    flops = forward_flops(model.config, grid)
-    row = {"mode": mode, "kernels": kernels, "seconds": seconds, "median": median(seconds), "warm_up": warm_up,
-           "flops": flops, "peak_memory_gib": peak_memory_gib(device), "bytes_sent": traffic.bytes_a_run(args.repeats)}
-    if mode == "sparse-8bit":
-        from tools.torch_reference.float8 import error_against_bf16
-
-        row["error"] = error_against_bf16(base, model, inputs)
-    _print_row(row, result)
-    if args.profile and device.type == "cuda" and args.gpus == 1:
-        row["profile"] = _guard(result, "profile", lambda: _profile(model, mode, kernels, grid, device))
-    return row
-
-
-def _profile(model, mode, kernels, grid, device):
-    """Profiles of a block, printed; the full block's is that of mode full."""
-    title = f"{mode}, {kernels}: one {'full' if mode == 'full' else 'sparse'} block"
-    summary = profile_block(model, grid, mode != "full", device)
-    print_profile(title, summary)
-    return summary
-
-
-class _Traffic:
-    """Bytes that the sequence object has sent since this was made; zero on one device."""
-
-    def __init__(self, sequence):
-        self.counter = getattr(sequence, "traffic", None)
-        self.before = self.counter.sent if self.counter else 0
-
-    def bytes_a_run(self, runs):
-        return (self.counter.sent - self.before) // runs if self.counter else 0
-
-
-def prepare(base, mode, kernels, attention):
-    """A model that shares the weights of `base` (8-bit: its own copy of the block linears), ready to run."""
-    config = base.config
-    model = base.with_layout("full") if mode == "full" else base.with_layout(config.skiparse, config.num_full_blocks)
-    model.attention = attention
-    model.kernels = fused.kernels("eager" if kernels == "compiled" else kernels)
-    if mode == "sparse-8bit":
-        from tools.torch_reference.float8 import quantise
-
-        quantise(model)
-    if kernels == "compiled":
-        for block in model.blocks:
-            block.compile(dynamic=False)
-    return model
 
 
 def _guard(result, name, function):
@@ -207,11 +147,12 @@ def _guard(result, name, function):
         return None
 
 
-def _check(result, device, kernels):
+def _check(result, device, args):
     from tools.torch_reference.checks import run_checks
 
     print("checks", flush=True)
-    checks = run_checks(device, tuple(dict.fromkeys(["eager", *(k for k in kernels if k != "compiled")])))
+    kernels = tuple(dict.fromkeys(["eager", *(k for k in args.kernels if k != "compiled")]))
+    checks = run_checks(device, kernels, args.degrees, args.exchange)
     result["checks"] = checks.rows
     print(f"{len(checks.rows) - len(checks.failed)} of {len(checks.rows)} checks passed", flush=True)
 
@@ -221,7 +162,10 @@ def _backends(args, config, grid, device, dtype, result):
         return {"full": args.attention, "sparse": args.attention}
     with torch.inference_mode():
         best = _guard(result, "attention", lambda: fastest_attention(config, grid, device, dtype))
-    return best or {"full": "default", "sparse": "default"}
+    chosen = [best or {"full": "default", "sparse": "default"}]
+    if dist.is_initialized():
+        dist.broadcast_object_list(chosen)
+    return chosen[0]
 
 
 def _ceilings(config, grid, device, dtype, backends):
@@ -236,15 +180,6 @@ def _print_ceilings(measured):
     if measured:
         print(f"ceilings: matmul {measured['matmul'] / 1e12:.1f} TFLOP/s, attention "
               f"{measured['attention'] / 1e12:.1f} TFLOP/s, copy {measured['copy'] / 1e12:.2f} TB/s", flush=True)
-
-
-def _print_row(row, result):
-    spread = (max(row["seconds"]) - min(row["seconds"])) / 2
-    rate = row["flops"]["total"] / row["median"] / 1e12
-    memory = "" if row["peak_memory_gib"] is None else f", peak {row['peak_memory_gib']:.1f} GiB"
-    error = f", error against bf16 {row['error']:.2e}" if "error" in row else ""
-    print(f"{row['mode']}, {row['kernels']}: {row['median']:.3f} ± {spread:.3f} s, {rate:.0f} TFLOP/s{memory}, first "
-          f"run {row['warm_up']:.1f} s{error}", flush=True)
 
 
 def _machine(device):

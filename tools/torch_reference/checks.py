@@ -12,7 +12,7 @@ from ospnext_ms.models.config import DiTConfig
 from tools.torch_reference import fused
 from tools.torch_reference.attention_backends import attention_backend, candidates
 from tools.torch_reference.packed import PackedDiT
-from tools.torch_reference.settings import random_inputs
+from tools.torch_reference.settings import random_inputs, random_model
 
 CONFIG = DiTConfig(dim=512, ffn_dim=1024, num_heads=4, num_layers=8, freq_dim=64, text_dim=64, text_len=32,
                    num_full_blocks=4)
@@ -54,8 +54,10 @@ class Checks:
         return [row["name"] for row in self.rows if not row["passed"]]
 
 
-def run_checks(device, kernels=("eager",)):
+def run_checks(device, kernels=("eager",), degrees=(), exchanges=()):
     """All checks on `device` with the given implementations of the fused kernels; returns Checks.
+
+    In one of several processes also every (S, U) of `degrees` against this process alone.
 
     Inductor is checked kernel by kernel only: compiling every shape of every network would take minutes.
     """
@@ -66,7 +68,27 @@ def run_checks(device, kernels=("eager",)):
         _check_golden(checks, device)
         for grid in GRIDS:
             _check_grid(checks, grid, device, [name for name in kernels if name != "inductor"])
+        for pair in degrees:
+            for exchange in exchanges:
+                _check_parallel(checks, pair, exchange, device, kernels[-1])
     return checks
+
+
+def _check_parallel(checks, degrees, exchange, device, kernels):
+    """A model shared by S x U processes against the same model on this one, fp32 and bf16."""
+    from tools.torch_reference.parallel import ParallelSequence, create_mesh
+
+    config = replace(CONFIG, num_heads=8)
+    sequence = ParallelSequence(config.sparse_ratio, 8, create_mesh(*degrees, torch.device(device).type), exchange)
+    for dtype, name, bound in ((torch.float32, "eager", FP32_ERROR), (torch.bfloat16, kernels, BF16_ERROR)):
+        for grid in GRIDS:
+            def error(dtype=dtype, name=name, grid=grid):
+                inputs = random_inputs(config, grid, device, batch=2)
+                exact = random_model(config, device, torch.float32, kernels=fused.EagerKernels())
+                shared = random_model(config, device, dtype, kernels=fused.kernels(name), sequence=sequence)
+                return error_of(shared(*inputs), exact(*inputs))
+
+            checks.compare(f"{degrees[0]}x{degrees[1]} {exchange}, {str(dtype)[6:]} {name}, {grid}", error, bound)
 
 
 def _check_kernels(checks, name, device, width=5120, num_heads=40, tokens=77, batch=2):

@@ -10,37 +10,57 @@ def ideal_seconds(flops, ceilings, gpus=1):
 
 
 def summarise(result):
-    """Rows of the table: the measurements with speed-up over the fastest full run, FLOP ratio and share of ceilings."""
+    """Rows of the table, each against the fastest full run on as many GPUs: speed-up, FLOP ratio, share of ceilings.
+
+    `scaling` is the fastest time of the mode on one GPU over GPUs times this time, where the run measured both.
+    """
+    measured = [dict(row, gpus=row.get("gpus", 1)) for row in result["measurements"]]
+
+    def fastest(mode, gpus):
+        return min((row for row in measured if (row["mode"], row["gpus"]) == (mode, gpus)),
+                   key=lambda row: row["median"], default=None)
+
     rows = []
-    full = min((row["median"] for row in result["measurements"] if row["mode"] == "full"), default=None)
-    full_flops = next((row["flops"]["total"] for row in result["measurements"] if row["mode"] == "full"), None)
-    for row in result["measurements"]:
+    for row in measured:
         summary = dict(row, spread=(max(row["seconds"]) - min(row["seconds"])) / 2,
-                       tflops=row["flops"]["total"] / row["median"] / 1e12 / result["gpus"])
+                       tflops=row["flops"]["total"] / row["median"] / 1e12 / row["gpus"])
+        full, alone = fastest("full", row["gpus"]), fastest(row["mode"], 1)
         if full:
-            summary["speed_up"] = full / row["median"]
-            summary["flop_ratio"] = full_flops / row["flops"]["total"]
+            summary["speed_up"] = full["median"] / row["median"]
+            summary["flop_ratio"] = full["flops"]["total"] / row["flops"]["total"]
+        if alone and row["gpus"] > 1:
+            summary["scaling"] = alone["median"] / (row["gpus"] * row["median"])
         if result.get("ceilings"):
-            ideal = ideal_seconds(row["flops"], result["ceilings"], result["gpus"])
+            ideal = ideal_seconds(row["flops"], result["ceilings"], row["gpus"])
             summary["share"] = row.get("passes", 1) * ideal / row["median"]
+        if row["mode"].startswith("sparse"):
+            summary["paper"] = {int(gpus): figure for gpus, figure in result["paper"].items()}.get(row["gpus"])
+        summary["release"] = result["release"].get(row["mode"]) if row["gpus"] == 1 else None
         rows.append(summary)
     return rows
 
 
+def layout_of(row):
+    """"1" for one GPU, else S x U and the exchange of Ulysses."""
+    degrees = row.get("degrees") or (1, 1)
+    return "1" if row.get("gpus", 1) == 1 else f"{degrees[0]}x{degrees[1]} {row['exchange']}"
+
+
 def print_table(result):
-    """One line a measurement. `of ceiling` is the time of the counted operations at the ceilings over the time."""
+    """One line a measurement. `of ceiling` is the time of the counted operations at the ceilings over the time;
+    `TFLOP/s` and `sent` are those of one GPU.
+    """
     print(f"\n{result['setting']}, {result['model']}, grid {tuple(result['grid'])}, {result['gpus']} GPU(s), "
           f"{result['machine']}")
-    print(f"{'mode':<13}{'kernels':<10}{'seconds':>16}{'TFLOP/s':>9}{'of ceiling':>12}{'peak GiB':>10}{'sent MB':>9}"
-          f"{'speed-up':>10}{'FLOP ratio':>12}{'paper':>7}{'release s':>11}")
+    print(f"{'mode':<18}{'kernels':<10}{'GPUs (SxU)':<16}{'seconds':>15}{'TFLOP/s':>9}{'of ceiling':>12}"
+          f"{'peak GiB':>10}{'sent MB':>9}{'speed-up':>10}{'FLOP ratio':>12}{'paper':>7}{'release s':>11}"
+          f"{'scaling':>9}")
     for row in summarise(result):
-        sparse = row["mode"].startswith("sparse")
-        release = result["release"].get(row["mode"])
-        print(f"{row['mode']:<13}{row['kernels']:<10}{row['median']:>9.3f} ±{row['spread']:>5.3f}{row['tflops']:>9.0f}"
-              f"{_cell(row.get('share'), '.1%'):>12}{_cell(row['peak_memory_gib'], '.1f'):>10}"
+        print(f"{row['mode']:<18}{row['kernels']:<10}{layout_of(row):<16}{row['median']:>8.3f} ±{row['spread']:>5.3f}"
+              f"{row['tflops']:>9.0f}{_cell(row.get('share'), '.1%'):>12}{_cell(row['peak_memory_gib'], '.1f'):>10}"
               f"{row['bytes_sent'] / 1e6:>9.0f}{_cell(row.get('speed_up'), '.2f'):>10}"
-              f"{_cell(row.get('flop_ratio'), '.2f'):>12}{_cell(result['paper'] if sparse else None, '.2f'):>7}"
-              f"{_cell(release, '.2f'):>11}")
+              f"{_cell(row.get('flop_ratio'), '.2f'):>12}{_cell(row.get('paper'), '.2f'):>7}"
+              f"{_cell(row['release'], '.2f'):>11}{_cell(row.get('scaling'), '.1%'):>9}")
     for row in result["measurements"]:
         if "error" in row:
             print(f"{row['mode']}: relative error of the output against bf16 linears {row['error']:.2e}")
@@ -73,15 +93,19 @@ def plot(folder, target):
         result = json.loads(path.read_text())
         rows = {}
         for row in summarise(result):
-            if row["mode"] not in rows or row["median"] < rows[row["mode"]]["median"]:
-                rows[row["mode"]] = row
+            label = row["mode"] if result["gpus"] == 1 else f"{row['mode']}\n{layout_of(row)}"
+            if label not in rows or row["median"] < rows[label]["median"]:
+                rows[label] = row
         heights = [row["median"] for row in rows.values()]
+        colours = {"full": "tab:gray", "sparse": "tab:blue"}
         axis.bar(list(rows), heights, yerr=[row["spread"] for row in rows.values()],
-                 color=["tab:gray", "tab:blue", "tab:orange"][: len(rows)])
+                 color=[colours.get(row["mode"], "tab:orange") for row in rows.values()])
+        axis.tick_params(axis="x", labelsize=7)
         for position, row in enumerate(rows.values()):
             if "speed_up" in row:
                 axis.annotate(f"{row['speed_up']:.2f}x", (position, row["median"]), ha="center", va="bottom")
-        paper = f", paper {result['paper']:.2f}x" if result["paper"] else ""
+        figures = [row["paper"] for row in rows.values() if row.get("paper") and row["gpus"] == result["gpus"]]
+        paper = f", paper {figures[0]:.2f}x" if figures else ""
         axis.set_title(f"{result['setting']}, {result['gpus']} GPU(s){paper}")
         axis.set_ylabel("seconds a forward (median)")
         axis.set_ylim(0, 1.15 * max(heights, default=1))

@@ -39,7 +39,7 @@ def measure_training(args, config, setting, device, backends, result):
     base = random_model(config, device, dtype).requires_grad_(True)
     x, t, text = random_inputs(config, setting.grid, device)
     target = torch.randn_like(x)
-    for mode in sorted(set(args.mode) - {"sparse-8bit"}):
+    for mode in sorted(set(args.mode) & {"full", "sparse"}):
         model = base.with_layout("full") if mode == "full" else base
         model.attention = attention_backend(backends[mode])
         model.kernels = fused.EagerKernels()

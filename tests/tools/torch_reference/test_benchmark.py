@@ -56,6 +56,13 @@ def test_train_config_keeps_the_proportion_of_full_blocks():
         training_config(MODELS["14b"], 7)
 
 
+def test_degrees_of_the_14b_model():
+    args = benchmark.build_parser().parse_args(["--gpus", "8"])
+    assert benchmark.parallel_degrees(args, MODELS["14b"]) == [(1, 8), (2, 4), (4, 2)]
+    args = benchmark.build_parser().parse_args(["--gpus", "8", "--ulysses-parallel", "2", "8"])
+    assert benchmark.parallel_degrees(args, MODELS["14b"]) == [(4, 2), (1, 8)]
+
+
 def test_checks_pass_and_can_fail(monkeypatch):
     rows = run_checks("cpu").rows
     assert len(rows) > 20
@@ -70,10 +77,12 @@ def test_summary_is_arithmetic():
     flops = {"linear": 6e12, "attention": 2e12, "total": 8e12}
     full = dict(flops, attention=10e12, total=16e12)
     ceilings = {"matmul": 3e12, "attention": 2e12, "copy": 1e12}
-    result = {"gpus": 2, "ceilings": ceilings, "measurements": [
-        {"mode": "full", "median": 9.0, "seconds": [8.0, 9.0, 10.0], "flops": full},
-        {"mode": "full", "median": 8.0, "seconds": [8.0], "flops": full},
-        {"mode": "sparse", "median": 4.0, "seconds": [4.0], "flops": flops},
+    result = {"gpus": 2, "ceilings": ceilings, "paper": {"2": 1.4}, "release": {"sparse": 9.0}, "measurements": [
+        {"mode": "full", "gpus": 2, "median": 9.0, "seconds": [8.0, 9.0, 10.0], "flops": full},
+        {"mode": "full", "gpus": 2, "median": 8.0, "seconds": [8.0], "flops": full},
+        {"mode": "sparse", "gpus": 2, "median": 4.0, "seconds": [4.0], "flops": flops},
+        {"mode": "full", "gpus": 1, "median": 15.0, "seconds": [15.0], "flops": full},
+        {"mode": "sparse", "gpus": 1, "median": 7.5, "seconds": [7.5], "flops": flops},
     ]}
     assert ideal_seconds(flops, ceilings, 2) == 1.5
     rows = summarise(result)
@@ -82,6 +91,34 @@ def test_summary_is_arithmetic():
     assert rows[2]["flop_ratio"] == 2.0
     assert rows[2]["share"] == 1.5 / 4
     assert rows[2]["tflops"] == 1.0
+    assert rows[2]["scaling"] == 7.5 / 8
+    assert (rows[2]["paper"], rows[2]["release"]) == (1.4, None)
+    assert (rows[4]["paper"], rows[4]["release"]) == (None, 9.0)
+    assert rows[4]["speed_up"] == 2.0
+
+
+def test_two_processes_write_one_table(tmp_path, capfd):
+    assert benchmark.main(["--setting", "tiny", "--gpus", "2", "--repeats", "1", "--single-gpu", "--exchange",
+                           "overlapped", "fused", "--output", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "tiny_tiny_forward_2gpu.json").read_text())
+    rows = [(row["mode"], row["gpus"], row["degrees"], row["exchange"]) for row in result["measurements"]]
+    assert rows == [
+        ("full", 1, [1, 1], None), ("full", 2, [1, 2], "overlapped"), ("full", 2, [1, 2], "fused"),
+        ("sparse", 1, [1, 1], None), ("sparse", 2, [1, 2], "overlapped"), ("sparse", 2, [1, 2], "fused"),
+        ("sparse", 2, [2, 1], "overlapped"),
+    ]
+    assert result["measurements"][4]["sent"]["ulysses"] == result["measurements"][5]["sent"]["ulysses"] > 0
+    assert result["measurements"][6]["sent"]["switch"] > 0
+    assert capfd.readouterr().out.count("whole run") == 1
+
+
+@pytest.mark.parametrize(("arguments", "valid"), [
+    (["--gpus", "8", "--model", "tiny"], "none"),
+    (["--gpus", "2", "--skiparse-parallel", "4"], r"\[\(1, 2\), \(2, 1\)\]"),
+])
+def test_degrees_that_do_not_fit_are_refused(arguments, valid):
+    with pytest.raises(ValueError, match=f"valid: {valid}"):
+        benchmark.main(["--setting", "tiny", *arguments])
 
 
 def test_plot_draws_every_file(tmp_path):
