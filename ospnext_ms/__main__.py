@@ -11,6 +11,8 @@ COMMANDS = {
     "generate": ("ospnext_ms.pipelines.generate", "make videos from prompts"),
     "prepare-data": ("ospnext_ms.pipelines.prepare_data", "make the cache of latents and texts that training reads"),
     "train": ("ospnext_ms.training.train", "fine-tune a transformer on prepared videos"),
+    "post-train": ("ospnext_ms.post_training.command", "train adapters of a transformer on rewards"),
+    "plan": ("ospnext_ms.planning.command", "memory, operations and communication of a run, before it starts"),
     "doctor": ("ospnext_ms.doctor", "show what this machine can run"),
 }
 

@@ -11,8 +11,8 @@ from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
 from ospnext_ms.yaml_reader import ConfigError, load_config, nearest, read_section, require
 
 __all__ = ["ConfigError", "ContextSection", "DiTSection", "GenerateConfig", "ModelSection", "ParallelSection",
-           "PromptsSection", "SamplingSection", "TextEncoderSection", "VAESection", "VideoSection", "check_video_size",
-           "load_config", "read_section"]
+           "PromptsSection", "SamplingSection", "TextEncoderSection", "VAESection", "VideoSection",
+           "check_video_size", "latent_shape_of", "load_config", "read_section"]
 
 SPATIAL_COMPRESSION = 8
 TEMPORAL_COMPRESSION = 4
@@ -167,9 +167,18 @@ def check_video_size(height, width, patch_size):
                 f"nearest valid: {nearest(size, multiple)}")
 
 
+def latent_shape_of(video, vae):
+    """[16, T, H/8, W/8] of one video of a VideoSection."""
+    return (vae.z_dim, (video.frames - 1) // TEMPORAL_COMPRESSION + 1,
+            video.height // SPATIAL_COMPRESSION, video.width // SPATIAL_COMPRESSION)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """One run of `generate`. `output_naming` is video_0000 (index) or PROMPT-INDEX, as VBench reads them (prompt)."""
+    """One run of `generate`. `output_naming` is video_0000 (index) or PROMPT-INDEX, as VBench reads them (prompt).
+
+    `adapter` is the folder of a LoRA adapter in PEFT's format, used beside the transformer's own weights.
+    """
 
     run_mode: Literal["generate"]
     context: ContextSection = ContextSection()
@@ -177,6 +186,7 @@ class GenerateConfig:
     sampling: SamplingSection
     video: VideoSection
     prompts: PromptsSection
+    adapter: str | None = None
     output_dir: str
     output_naming: Literal["index", "prompt"] = "index"
 
@@ -186,6 +196,4 @@ class GenerateConfig:
     @property
     def latent_shape(self):
         """[16, T, H/8, W/8] of one video."""
-        video = self.video
-        return (self.model.vae.z_dim, (video.frames - 1) // TEMPORAL_COMPRESSION + 1,
-                video.height // SPATIAL_COMPRESSION, video.width // SPATIAL_COMPRESSION)
+        return latent_shape_of(self.video, self.model.vae)

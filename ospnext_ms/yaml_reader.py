@@ -98,8 +98,9 @@ def set_value(mapping, key, value):
 def read_section(cls, mapping, path=""):
     """Instance of the dataclass `cls` from a mapping; `path` is the section's name in error messages.
 
-    A field's annotation is its type: bool, int, float (whole numbers are accepted), str, tuple, Literal, a dataclass
-    (a nested section), and any of them with None. ValueErrors of __post_init__ become problems of that section.
+    A field's annotation is its type: bool, int, float (whole numbers are accepted), str, tuple, dict (of anything),
+    Literal, a dataclass (a nested section), and any of them with None. ValueErrors of __post_init__ become problems of
+    that section.
 
     Raises:
         ConfigError: listing every unknown and missing key and every value of the wrong type.
@@ -169,7 +170,7 @@ def _describe_type(option):
     if typing.get_origin(option) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(option)))
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list",
-             type(None): "null"}
+             dict: "a section", type(None): "null"}
     return names[option]
 
 

@@ -39,8 +39,26 @@ class UniPCSampler:
     """
 
     def __init__(self, num_steps, shift):
-        self.sigmas = unipc_sigmas(num_steps, shift)
-        self.timesteps = [float(int(NUM_TRAIN_TIMESTEPS * sigma)) for sigma in self.sigmas[:-1]]
+        sigmas = unipc_sigmas(num_steps, shift)
+        self._prepare(sigmas, [float(int(NUM_TRAIN_TIMESTEPS * sigma)) for sigma in sigmas[:-1]])
+
+    @classmethod
+    def from_sigmas(cls, sigmas):
+        """Sampler over given levels, falling from below 1 to 0, with timesteps that are not rounded.
+
+        Raises:
+            ValueError: levels that do not fall strictly from below 1 to 0.
+        """
+        sigmas = np.asarray(sigmas, np.float64)
+        if len(sigmas) < 2 or not sigmas[0] < 1 or sigmas[-1] != 0 or not (np.diff(sigmas) < 0).all():
+            raise ValueError(f"sigmas are {sigmas.tolist()}; they must fall from below 1 to 0")
+        sampler = cls.__new__(cls)
+        sampler._prepare(sigmas, [float(NUM_TRAIN_TIMESTEPS * sigma) for sigma in sigmas[:-1]])
+        return sampler
+
+    def _prepare(self, sigmas, timesteps):
+        self.sigmas, self.timesteps = sigmas, timesteps
+        num_steps = len(timesteps)
         orders = [min(ORDER, i + 1, num_steps - i) for i in range(num_steps)]
         self._predictors = [_predictor_weights(self.sigmas, i, orders[i]) for i in range(num_steps)]
         self._correctors = [None] + [_corrector_weights(self.sigmas, i, orders[i - 1]) for i in range(1, num_steps)]

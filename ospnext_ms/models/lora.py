@@ -7,38 +7,15 @@ network is exactly the frozen one, which is how one set of weights in memory ser
 import contextlib
 import math
 import re
-from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from ospnext_ms.models.layers import project
+from ospnext_ms.models.lora_config import LoRAConfig, merged_weight
 
-
-@dataclass(frozen=True, kw_only=True)
-class LoRAConfig:
-    """Which linears get adapters, and how large they are.
-
-    A target fits a layer whose name equals it or ends in "." and it: `q` fits blocks.0.self_attn.q (as in PEFT).
-    """
-
-    rank: int
-    alpha: float
-    targets: tuple
-
-    def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"lora.rank is {self.rank}; it must be at least 1")
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"lora.alpha is {self.alpha}; it must be a number above 0")
-        if not self.targets or not all(isinstance(target, str) and target for target in self.targets):
-            raise ValueError(f"lora.targets is {list(self.targets)}; it must be a list of layer names such as q, k, v")
-
-    @property
-    def scaling(self):
-        """alpha / rank, the factor of B A."""
-        return self.alpha / self.rank
+__all__ = ["Adapters", "LoRAConfig", "LowRank", "merged_weight"]
 
 
 class LowRank(nn.Cell):
@@ -88,7 +65,7 @@ class Adapters:
         linears = {name: cell for name, cell in net.cells_and_names() if hasattr(cell, "adapter")}
         if any(cell.adapter is not None for cell in linears.values()):
             raise ValueError("the network has adapters already; merge or load them instead of adding others")
-        self._linears = {name: cell for name, cell in linears.items() if _fits(name, config.targets)}
+        self._linears = {name: cell for name, cell in linears.items() if config.fits(name)}
         _check_targets(config.targets, linears)
         for parameter in net.get_parameters():
             parameter.requires_grad = False
@@ -162,17 +139,8 @@ def _assign(parameter, array):
     ops.assign(parameter, Tensor(array).astype(parameter.dtype))
 
 
-def merged_weight(weight, a, b, config):
-    """weight + scaling * B A, computed in float64; NumPy, fp32 [out, in]."""
-    return (weight.astype(np.float64) + config.scaling * (b.astype(np.float64) @ a)).astype(np.float32)
-
-
-def _fits(name, targets):
-    return any(name == target or name.endswith(f".{target}") for target in targets)
-
-
 def _check_targets(targets, linears):
     for target in targets:
-        if not any(_fits(name, (target,)) for name in linears):
+        if not any(LoRAConfig(rank=1, alpha=1.0, targets=(target,)).fits(name) for name in linears):
             known = sorted({re.sub(r"^blocks\.\d+\.", "", name) for name in linears})
             raise ValueError(f"lora.targets: {target!r} fits no linear layer; there are {', '.join(known)}")

@@ -1,0 +1,114 @@
+"""Held-out prompts, sampled as `generate` samples them: ODE, the averaged adapters, the same noise every time."""
+
+import json
+
+import numpy as np
+from mindspore import Tensor
+
+from ospnext_ms.data.video import contact_sheet, write_mp4, write_png
+from ospnext_ms.diffusion.flow import inference_sigmas
+from ospnext_ms.files import atomic_path
+from ospnext_ms.post_training.prompts import share
+from ospnext_ms.post_training.rollout import batches, filled
+
+_NOISE_STREAM = 0xE7A1
+SHEET_COLUMNS = 8
+
+
+class Evaluation:
+    """Evaluates a PolicyTrainer at given iterations, and compares with the first time.
+
+    Writes evaluation/NUMBER/ with scores.json (every video's, so that runs can be compared pair by pair), a contact
+    sheet and the first videos.
+
+    Args:
+        config: PostTrainConfig. prompts: held-out ones. trainer: PolicyTrainer.
+    """
+
+    def __init__(self, config, prompts, trainer):
+        self.config = config
+        self.trainer = trainer
+        count, data_size = config.evaluation.count, trainer.mesh.data_size
+        if count % data_size:
+            raise ValueError(f"evaluation.count is {count}; it must be a multiple of the {data_size} data-parallel "
+                             "groups")
+        self.prompts = [prompts[i % len(prompts)] for i in range(count)]
+        self.mine = list(share(count, trainer.mesh.data_rank, data_size))
+
+    def __call__(self, iteration, monitor):
+        """Samples and judges; `monitor` is None on silent processes. Returns the Scores of all videos."""
+        trainer, section = self.trainer, self.config.evaluation
+        prompts = [self.prompts[i] for i in self.mine]
+        with trainer.ema.in_place():
+            latents = self._sample(prompts)
+        frames = self.config.rollout.reward_frames if section.fewer_frames else None
+        scores = trainer.gather_scores(trainer.judge(latents, prompts, frames), len(prompts))
+        if monitor:
+            self._report(iteration, scores, latents, monitor)
+        return scores
+
+    def _sample(self, prompts):
+        sampling, rollout = self.config.sampling, self.trainer.rollout
+        sigmas = inference_sigmas(sampling.steps, sampling.shift)
+        latents = []
+        for rows in batches(len(prompts), rollout.batch_size):
+            members = filled(rows, rollout.batch_size)
+            noise = np.stack([self._noise(self.mine[i]) for i in members])
+            text = Tensor(np.stack([self.trainer.texts[prompts[i]] for i in members]))
+            negative = Tensor(np.stack([self.trainer.texts[sampling.negative_prompt]] * len(members)))
+            sample = rollout.follow(Tensor(noise), sigmas, text, negative, "euler")
+            latents.append(sample.asnumpy()[: len(rows)])
+        return np.concatenate(latents)
+
+    def _noise(self, index):
+        rng = np.random.default_rng([self.config.evaluation.seed, _NOISE_STREAM, index])
+        return rng.standard_normal(self.config.latent_shape, dtype=np.float32)
+
+    def _report(self, iteration, scores, latents, monitor):
+        folder = self.trainer.folder / "evaluation" / f"{iteration:06d}"
+        valid = scores.total[~np.isnan(scores.total)]
+        if len(valid) < 2:
+            raise ValueError(f"only {len(valid)} of {len(scores.total)} held-out videos have a reward: "
+                             + "; ".join(scores.messages[:1]))
+        figures = {"eval/reward": float(valid.mean()),
+                   "eval/standard_error": float(valid.std(ddof=1) / np.sqrt(len(valid))),
+                   **{f"eval/{name}": float(np.nanmean(values)) for name, values in scores.parts.items()}}
+        record = {"iteration": iteration, "prompts": self.prompts, "total": scores.total.tolist(),
+                  "parts": {name: values.tolist() for name, values in scores.parts.items()}}
+        with atomic_path(folder / "scores.json") as path:
+            path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        self._write_videos(folder, latents)
+        first = self.trainer.folder / "evaluation" / f"{0:06d}" / "scores.json"
+        if iteration and first.is_file():
+            figures |= compare(json.loads(first.read_text(encoding="utf-8")), record)
+        monitor.evaluation(iteration, figures)
+        if "eval/rise" in figures:
+            monitor.say(f"rise since the beginning {figures['eval/rise']:+.4f} +- {figures['eval/rise_error']:.4f} "
+                        f"({figures['eval/rise'] / max(figures['eval/rise_error'], 1e-12):.1f} standard errors, "
+                        f"{len(scores.total)} videos, same noise)")
+
+    def _write_videos(self, folder, latents):
+        video, shown = self.config.video, min(self.config.evaluation.videos, len(latents))
+        clips = [self.trainer.decoder(latent) for latent in latents[:shown]]
+        for i, clip in enumerate(clips):
+            write_mp4(folder / f"video_{i:04d}.mp4", clip, video.fps, video.crf)
+        if clips:
+            sheet = contact_sheet(clips, self.prompts[:shown], SHEET_COLUMNS)
+            write_png(folder / "contact_sheet.png", sheet)
+
+
+def compare(before, after):
+    """{"eval/rise", "eval/rise_error"}: mean and standard error of the paired differences, and of every part."""
+    figures = _rise(before["total"], after["total"], "eval/rise")
+    for name in before["parts"].keys() & after["parts"].keys():
+        figures |= _rise(before["parts"][name], after["parts"][name], f"eval/rise/{name}")
+    return figures
+
+
+def _rise(before, after, name):
+    differences = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+    differences = differences[~np.isnan(differences)]
+    if len(differences) < 2:
+        return {}
+    return {name: float(differences.mean()),
+            f"{name}_error": float(differences.std(ddof=1) / np.sqrt(len(differences)))}

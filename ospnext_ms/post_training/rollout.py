@@ -1,0 +1,131 @@
+"""From noise to latents with a stochastic window, and everything a policy update needs to know about it.
+
+A group is the videos of one prompt. They start from the same noise, so that the deterministic steps before the window
+are the same for all of them and are computed once; what the videos differ by is the noise drawn inside the window.
+
+n videos, S steps of the window, B of a batch; trajectories lie on the host in fp32.
+"""
+
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from ospnext_ms.diffusion.flow import NUM_TRAIN_TIMESTEPS
+from ospnext_ms.diffusion.sampler import euler_step, sde_step
+from ospnext_ms.diffusion.unipc import UniPCSampler
+
+_START_STREAM, _STEP_STREAM = 0x5747, 0x57EB
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """n videos: `samples` [S + 1, n, 16, T, h, w] at the window's levels, `log_probs` [S, n], `latents` [n, ...]."""
+
+    samples: np.ndarray
+    log_probs: np.ndarray
+    latents: np.ndarray
+
+
+def group_noise(shape, seed, iteration, group):
+    """Starting noise of a group, fp32; the same whatever the number of processes."""
+    return np.random.default_rng([seed, _START_STREAM, iteration, group]).standard_normal(shape, dtype=np.float32)
+
+
+def step_noise(shape, seed, iteration, video, step):
+    """Noise of one stochastic step of one video (numbered through all groups), fp32."""
+    stream = np.random.default_rng([seed, _STEP_STREAM, iteration, video, step])
+    return stream.standard_normal(shape, dtype=np.float32)
+
+
+class Rollout:
+    """Makes trajectories with a policy.
+
+    Args:
+        velocity: callable (x [B, ...], t [B], text [B, L, C], negative [B, L, C]) -> guided velocity.
+        batch_size: B; smaller batches are filled up, so that one graph serves all.
+        rest_sampler: "euler" or "unipc", the ODE after the window.
+        on_batch: called after every step of a batch.
+    """
+
+    def __init__(self, velocity, batch_size, rest_sampler, on_batch=lambda: None):
+        if rest_sampler not in ("euler", "unipc"):
+            raise ValueError(f"rest sampler is {rest_sampler!r}; valid: 'euler', 'unipc'")
+        self.velocity = velocity
+        self.batch_size = batch_size
+        self.rest_sampler = rest_sampler
+        self.on_batch = on_batch
+
+    def __call__(self, schedule, group_starts, groups, texts, negative, draw):
+        """Trajectory of n videos.
+
+        Args:
+            schedule: RolloutSchedule. group_starts: {group: noise}. groups: the group of each video.
+            texts: {group: embedding [L, C]}. negative: [L, C]. draw: (video, step) -> noise.
+        """
+        entries = self._run_prefix(schedule, group_starts, texts, negative)
+        parts = []
+        for rows in batches(len(groups), self.batch_size):
+            parts.append(self._run_batch(schedule, rows, entries, groups, texts, negative, draw))
+        samples, log_probs, latents = zip(*parts, strict=True)
+        return Trajectory(np.concatenate(samples, 1), np.concatenate(log_probs, 1), np.concatenate(latents))
+
+    def _run_prefix(self, schedule, starts, texts, negative):
+        """{group: sample where the window begins}."""
+        if len(schedule.prefix) == 1:
+            return starts
+        names, entries = list(starts), {}
+        for rows in batches(len(names), self.batch_size):
+            members = [names[i] for i in filled(rows, self.batch_size)]
+            x = Tensor(np.stack([starts[name] for name in members]))
+            text, empty = self._texts([texts[name] for name in members], negative)
+            x = self.follow(x, schedule.prefix, text, empty, "euler").asnumpy()
+            entries |= {names[row]: x[i] for i, row in enumerate(rows)}
+        return entries
+
+    def _run_batch(self, schedule, rows, entries, groups, texts, negative, draw):
+        members = filled(rows, self.batch_size)
+        x = Tensor(np.stack([entries[groups[i]] for i in members]))
+        text, empty = self._texts([texts[groups[i]] for i in members], negative)
+        count, samples, log_probs = len(rows), [x.asnumpy()[: len(rows)]], []
+        for step, std in enumerate(schedule.stds):
+            sigma, sigma_next = schedule.window[step : step + 2]
+            noise = Tensor(np.stack([draw(i, step) for i in members]))
+            velocity = self.velocity(x, timestep(sigma, len(members)), text, empty)
+            levels = (Tensor(float(level), ms.float32) for level in (sigma, sigma_next, std))
+            x, log_prob, _ = sde_step(velocity, x, *levels, noise=noise)
+            samples.append(x.asnumpy()[:count])
+            log_probs.append(log_prob.asnumpy()[:count])
+            self.on_batch()
+        latents = self.follow(x, schedule.rest, text, empty, self.rest_sampler).asnumpy()[:count]
+        return np.stack(samples), np.stack(log_probs), latents
+
+    def follow(self, x, sigmas, text, empty, sampler):
+        """The ODE along given levels."""
+        unipc = UniPCSampler.from_sigmas(sigmas) if sampler == "unipc" else None
+        for i, sigma in enumerate(sigmas[:-1]):
+            velocity = self.velocity(x, timestep(sigma, x.shape[0]), text, empty)
+            x = unipc.step(i, velocity, x) if unipc else euler_step(velocity, x, sigma, sigmas[i + 1])
+            # The device works behind the host's back: without waiting, progress would be that of queueing.
+            x.asnumpy()
+            self.on_batch()
+        return x
+
+    def _texts(self, embeddings, negative):
+        return Tensor(np.stack(embeddings)), Tensor(np.stack([negative] * len(embeddings)))
+
+
+def timestep(sigma, batch):
+    """Tensor [B] of the network's time of a level; a tensor, because a number would be compiled into the graph."""
+    return Tensor(np.full(batch, NUM_TRAIN_TIMESTEPS * float(sigma), np.float32))
+
+
+def batches(count, size):
+    """range(count) cut into ranges of at most `size`."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def filled(rows, size):
+    """The rows of a batch, its last one repeated until there are `size`."""
+    return [*rows, *[rows[-1]] * (size - len(rows))]
