@@ -1,6 +1,9 @@
 """Shapes of the networks. Framework-free, so that tools can read them without MindSpore."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+from ospnext_ms.quant.format import MAX_VALUE, SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
 
 SKIPARSE_LAYOUTS = ("dual_end", "full")
 
@@ -14,6 +17,30 @@ def _require_positive(section, **values):
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{section}.{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """How HiF8 is computed where `quant` or `quant_attention` is "hif8".
+
+    `backend`: the device's own HiF8 (native), exact emulation (emulate), or native where a probe agrees (auto).
+    `scale_scope`: a rank scales what it holds (local, as OSP-Next was trained), or the ranks that share a video find
+    one scale, so that results do not depend on their number (global). Largest numbers are scaled to `scale_max_forward`
+    (activations, weights, q, k, v) and `scale_max_backward` (gradients).
+    """
+
+    backend: Literal["auto", "native", "emulate"] = "auto"
+    scale_scope: Literal["local", "global"] = "local"
+    scale_max_forward: float = SCALE_MAX_FORWARD
+    scale_max_backward: float = SCALE_MAX_BACKWARD
+
+    def __post_init__(self):
+        _require_one_of("quant_config.backend", self.backend, ("auto", "native", "emulate"))
+        _require_one_of("quant_config.scale_scope", self.scale_scope, ("local", "global"))
+        for name in ("scale_max_forward", "scale_max_backward"):
+            value = getattr(self, name)
+            if not 0 < value <= MAX_VALUE:
+                raise ValueError(f"quant_config.{name} is {value}; it must be above 0 and at most {MAX_VALUE:g}")
 
 
 @dataclass(frozen=True)
@@ -39,6 +66,7 @@ class DiTConfig:
     num_full_blocks: int | None = None
     quant: str | None = None
     quant_attention: str | None = None
+    quant_config: QuantConfig = QuantConfig()
 
     def __post_init__(self):
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
@@ -48,6 +76,8 @@ class DiTConfig:
         _require_one_of("dit.skiparse", self.skiparse, SKIPARSE_LAYOUTS)
         _require_one_of("dit.quant", self.quant, (None, "hif8"))
         _require_one_of("dit.quant_attention", self.quant_attention, (None, "hif8"))
+        if self.quant_config != QuantConfig() and not (self.quant or self.quant_attention):
+            raise ValueError("dit.quant_config is given, but neither dit.quant nor dit.quant_attention is 'hif8'")
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise ValueError(f"dit.dim {self.dim} over dit.num_heads {self.num_heads} must be a whole, even head size")
         if self.freq_dim % 2:

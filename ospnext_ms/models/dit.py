@@ -25,6 +25,9 @@ from ospnext_ms.models.layers import (
     timestep_sinusoid,
 )
 from ospnext_ms.models.sequence import PackedSequence
+from ospnext_ms.quant.attention import AttentionInputs, HiF8Attention, HiF8Sequence
+from ospnext_ms.quant.layers import hif8_linear_factory
+from ospnext_ms.quant.recipe import make_recipe
 
 __all__ = ["DiTConfig", "DiTBlock", "OSPNextDiT"]
 
@@ -42,13 +45,13 @@ class DiTBlock(nn.Cell):
     Inputs: x [B, N, C], e0 [B, 6, C] fp32, text [B, L, C], cos and sin [N, D/2], grid, pattern. Output: as x.
     """
 
-    def __init__(self, config, linear, sequence, attention, sparse, dtype):
+    def __init__(self, config, linear, sequence, attention, sparse, dtype, cross_attention=None):
         super().__init__()
         dim = config.dim
         self.norm1 = LayerNorm(dim, affine=False)
         self.self_attn = SelfAttention(dim, config.num_heads, linear, sequence, attention, sparse, dtype)
         self.norm3 = LayerNorm(dim, affine=True)
-        self.cross_attn = CrossAttention(dim, config.num_heads, linear, attention, dtype)
+        self.cross_attn = CrossAttention(dim, config.num_heads, linear, cross_attention or attention, dtype)
         self.norm2 = LayerNorm(dim, affine=False)
         self.ffn = nn.SequentialCell(linear(dim, config.ffn_dim), GELU(), linear(config.ffn_dim, dim))
         self.modulation = Parameter(initializer(Normal(dim**-0.5), (1, 6, dim), ms.float32), name="modulation")
@@ -98,6 +101,7 @@ class OSPNextDiT(nn.Cell):
         linear: factory (in_channels, out_channels) -> Cell of the blocks' linear layers, default Linear.
         sequence: what owns the order of the tokens, default PackedSequence (the whole video on this device).
         attention: Cell with the contract of kernels.attention.Attention, default the best one of this device.
+        video_group: ProcessGroup of the ranks that share a video, for HiF8 with scale_scope "global".
 
     Inputs: x [B, in_channels, T, H', W']; t [B] in [0, 1000]; text [B, L, text_dim] with L <= text_len, zero-padded
     here to text_len, the padding being attended to. Output: velocity [B, out_channels, T, H', W'] fp32.
@@ -107,18 +111,24 @@ class OSPNextDiT(nn.Cell):
     """
 
     def __init__(self, config, dtype=ms.float32, param_dtype=None, residual_dtype=None, linear=None, sequence=None,
-                 attention=None):
+                 attention=None, video_group=None):
         super().__init__()
-        if config.quant or config.quant_attention:
-            raise ValueError("dit.quant and dit.quant_attention: 'hif8' is not in this version; leave them out")
         param_dtype = param_dtype or dtype
         plain = partial(Linear, dtype=dtype, param_dtype=param_dtype)
+        attention = cross_attention = attention or Attention(default_attention(dtype))
+        sequence = sequence or PackedSequence(config.sparse_ratio)
+        if config.quant or config.quant_attention:
+            recipe = make_recipe(config.quant_config, video_group)
+            if config.quant:
+                linear = linear or hif8_linear_factory(recipe, dtype, param_dtype)
+            if config.quant_attention:
+                inputs = AttentionInputs(recipe, dtype)
+                sequence, cross_attention = HiF8Sequence(sequence, inputs), HiF8Attention(attention, inputs)
         linear = linear or plain
-        attention = attention or Attention(default_attention(dtype))
         dim = config.dim
         self.config = config
         self.residual_dtype = residual_dtype or dtype
-        self.sequence = sequence or PackedSequence(config.sparse_ratio)
+        self.sequence = sequence
         self.patch_embedding = PatchEmbedding(config.in_channels, dim, config.patch_size, dtype, param_dtype)
         self.text_embedding = nn.SequentialCell(plain(config.text_dim, dim), GELU(), plain(dim, dim))
         self.frequencies = Tensor(timestep_frequencies(config.freq_dim), ms.float64)
@@ -127,7 +137,8 @@ class OSPNextDiT(nn.Cell):
         patterns = config.block_patterns
         self.orders = _orders(patterns)
         self.blocks = nn.CellList(
-            [DiTBlock(config, linear, self.sequence, attention, pattern != "full", dtype) for pattern in patterns]
+            [DiTBlock(config, linear, sequence, attention, pattern != "full", dtype, cross_attention)
+             for pattern in patterns]
         )
         self.head = Head(dim, config.out_channels * int(np.prod(config.patch_size)))
 

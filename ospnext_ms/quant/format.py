@@ -1,12 +1,12 @@
 """The HiFloat8 number format (arXiv 2409.16626) in NumPy: codes, values and roundings. No framework.
 
-A code is sign, dot field (how wide the exponent is), exponent, mantissa. With |value| = 2^E * 1.m, |E| <= 3 leaves 3 bits
-of mantissa, |E| <= 7 two, |E| <= 15 one, and 2^-22 ... 2^-16 none. There is one zero (0x00), one NaN (0x80), and two
-infinities (0x6F, 0xEF); the largest finite value is 32768.
+A code is sign, dot field (how wide the exponent is), exponent, mantissa. With |value| = 2^E * 1.m, |E| <= 3 leaves 3
+bits of mantissa, |E| <= 7 two, |E| <= 15 one, and 2^-22 ... 2^-16 none. There is one zero (0x00), one NaN (0x80), and
+two infinities (0x6F, 0xEF); the largest finite value is 32768.
 
-Rounding to nearest takes ties away from zero: |x| >= 40960 becomes infinite, |x| < 2^-23 zero, 2^-23 itself 2^-22. Such a
-rounding looks at one bit below the mantissa and at nothing further down. So the upper 16 bits of an fp32 number, which
-are a bf16 number, decide the code, and 65,536 table entries hold the whole rounding.
+Rounding to nearest takes ties away from zero: |x| >= 40960 becomes infinite, |x| < 2^-23 zero, 2^-23 itself 2^-22. Such
+a rounding looks at one bit below the mantissa and at nothing further down. So the upper 16 bits of an fp32 number,
+which are a bf16 number, decide the code, and 65,536 table entries hold the whole rounding.
 """
 
 from functools import cache
@@ -17,6 +17,9 @@ ZERO, NAN, INF, NEGATIVE_INF = 0x00, 0x80, 0x6F, 0xEF
 MAX_VALUE = 32768.0
 MIN_VALUE = 2.0**-22
 OVERFLOW = 40960.0
+# Where a tensor's largest number is scaled to: the top of the band with 3 mantissa bits, and with 2.
+SCALE_MAX_FORWARD = 15.0
+SCALE_MAX_BACKWARD = 224.0
 ROUNDINGS = ("nearest", "stochastic")
 
 
@@ -39,7 +42,7 @@ def _value(code):
         return 2.0 ** (code - 23) if code else 0.0
     if code < 0b0010_000:
         return 1 + (code & 7) / 8
-    # The dot field 001, 01, 10 or 11 says that the exponent has 1, 2, 3 or 4 bits: its sign and what follows a leading 1.
+    # The dot field 001, 01, 10 or 11 says that the exponent has 1 to 4 bits: its sign and what follows a leading 1.
     if code < 0b0100_000:
         exponent_bits, rest_bits = 1, 4
     else:

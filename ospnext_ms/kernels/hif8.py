@@ -1,0 +1,272 @@
+"""HiF8 matrix products: native on Ascend 950, emulated exactly elsewhere.
+
+Quantised numbers pass from `Quantize` to `MatMul` in whatever form the back end has for them: hifloat8 where it is
+native; elsewhere floating-point numbers that are HiF8 values, which have at most 4 significant bits and so are exact in
+bf16 too. M, K, N are rows and columns of matrices.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from ospnext_ms.kernels.collectives import AllMax, ProcessGroup
+from ospnext_ms.kernels.device import on_ascend
+from ospnext_ms.quant import format as hif8
+
+BACKENDS = ("auto", "native", "emulate")
+# Largest scale: beyond it 1 / scale would not be a normal fp32 number.
+MAX_SCALE = 2.0**126
+PROBE_SIZE = 16
+ALONE = ProcessGroup()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What computes, and why; `str()` is the line that a run shows its user."""
+
+    native: bool
+    reason: str
+
+    def __str__(self):
+        return f"HiF8 {'native' if self.native else 'emulated'}: {self.reason}"
+
+
+@cache
+def choose_backend(name):
+    """The Backend for "native", "emulate" or "auto", which is native where a probe of 16x16 matrices agrees.
+
+    Raises:
+        ValueError: an unknown name, or native where it does not exist, with the reason.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"HiF8 back end is {name!r}; valid: {', '.join(map(repr, BACKENDS))}")
+    if name == "emulate":
+        return Backend(False, "as configured")
+    works, found = probe_native()
+    if name == "native" and not works:
+        raise ValueError(f"HiF8 back end 'native' does not exist here: {found}; valid: 'emulate', or 'auto'")
+    return Backend(works, found)
+
+
+def probe_native():
+    """(whether the device's own HiF8 agrees with the emulation on 16x16 matrices, what was found)."""
+    if not on_ascend():
+        return False, f"the device is {ms.get_context('device_target')}, which has no HiF8"
+    try:
+        return _compare_with_emulation()
+    # Whatever a device without HiF8 raises, and operators raise many things, the answer is that it has none.
+    except Exception as error:
+        return False, f"the device refuses HiF8 ({str(error).strip().splitlines()[0]})"
+
+
+def _compare_with_emulation():
+    a, b = (Tensor(probe_matrix(seed)) for seed in (0, 1))
+    one, third = Tensor([1.0], ms.float32), Tensor([1 / 3], ms.float32)
+    results = {}
+    for native in (False, True):
+        quantize = Quantize(native, ms.float32)
+        a8, b8 = quantize(a, one), quantize(b, one)
+        product = MatMul(native, ms.float32)(a8, b8, one, third)
+        results[native] = a8.astype(ms.float32).asnumpy(), product.asnumpy()
+    (values, product), (native_values, native_product) = results[False], results[True]
+    if not np.array_equal(values, native_values):
+        wrong = np.argmax(values != native_values)
+        return False, (f"the device rounds {a.asnumpy().flat[wrong]!r} to {native_values.flat[wrong]!r} instead of "
+                       f"{values.flat[wrong]!r}")
+    error = np.abs(product - native_product).max() / np.abs(product).max()
+    if not error <= 1e-5:
+        return False, f"the device's product of 16x16 matrices differs by {error:.1e}"
+    return True, f"the device's rounding and a 16x16 product agree with the emulation ({error:.0e})"
+
+
+def probe_matrix(seed):
+    """fp32 [16, 16] with numbers of all bands of HiF8, ties and numbers beside them, both signs."""
+    rng = np.random.default_rng(seed)
+    numbers = rng.choice(hif8.values()[1:112], PROBE_SIZE**2) * rng.choice([1, 1.0625, 1.125, 1.25, 1.2499999], 256)
+    return (numbers * rng.choice([-1, 1], 256)).astype(np.float32).reshape(PROBE_SIZE, PROBE_SIZE)
+
+
+class Amax(nn.Cell):
+    """Largest |x|: x of any shape and float dtype -> fp32 [1]. Without gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.on_host = None if on_ascend() else _host_operator(_amax, _one_number)
+
+    def construct(self, x):
+        x = ops.stop_gradient(x).astype(ms.float32)
+        if self.on_host is not None:
+            return self.on_host(x)
+        return ops.ReduceMax()(ops.abs(x)).reshape(1)
+
+
+def scale_for(amax, scale_max):
+    """Scale that brings `amax` to `scale_max`, fp32, shape of amax.
+
+    1 where amax is 0. NaN where amax is not finite, so that everything computed from it is NaN: a graph cannot raise.
+    """
+    # A tensor over a tensor: the CPU backend multiplies a number over a tensor by a reciprocal, one unit off at times.
+    scale = ops.minimum(ops.full_like(amax, scale_max) / amax, Tensor(MAX_SCALE, ms.float32))
+    scale = ops.where(amax == 0, ops.ones_like(amax), scale)
+    return ops.where(amax < np.inf, scale, ops.full_like(amax, np.nan))
+
+
+class Scale(nn.Cell):
+    """Scale that brings the largest |x| among the ranks of `group` to `scale_max`, see scale_for. Without gradient.
+
+    Input: x of any shape and float dtype. Output: fp32 [1].
+    """
+
+    def __init__(self, scale_max, group=ALONE):
+        super().__init__()
+        self.scale_max = scale_max
+        self.amax = Amax()
+        self.all_max = AllMax(group)
+        # The same numbers in one operator: a graph of a hundred layers compiles in half the time.
+        whole = not on_ascend() and group.size == 1
+        self.on_host = _host_operator(_scale_function(scale_max), _one_number) if whole else None
+
+    def construct(self, x):
+        if self.on_host is not None:
+            return self.on_host(ops.stop_gradient(x).astype(ms.float32))
+        return scale_for(self.all_max(self.amax(x), "scales"), self.scale_max)
+
+
+class Quantize(nn.Cell):
+    """x * scale rounded to HiF8, to nearest with ties away from zero. Without gradient.
+
+    Args:
+        native: cast to hifloat8 on the device, or emulate.
+        dtype: of the emulation's result.
+        bound: |x * scale| never exceeds it, where that is known.
+
+    Inputs: x of any shape and float dtype; scale fp32 [1]. Output: as x, hifloat8 or `dtype`.
+    """
+
+    def __init__(self, native, dtype, bound=None):
+        super().__init__()
+        self.native = native
+        self.dtype = dtype
+        self.round = RoundByArithmetic(bound) if on_ascend() else _host_operator(_round_scaled, _same_shape)
+        self.on_host = not on_ascend()
+
+    def construct(self, x, scale):
+        x = ops.stop_gradient(x).astype(ms.float32)
+        if self.native:
+            return (x * scale).astype(ms.hifloat8)
+        if self.on_host:
+            return self.round(x, scale).astype(self.dtype)
+        return self.round(x * scale).astype(self.dtype)
+
+
+class MatMul(nn.Cell):
+    """a b^T * (a_factor * b_factor) of quantised matrices; `transpose_a`: a^T b^T; `plain_b`: a b.
+
+    Inputs: a [M, K] ([K, M] if transpose_a), b [N, K] ([K, N] if plain_b), both from `Quantize`; a_factor and b_factor
+    fp32 [1], the reciprocals of their scales. Output [M, N] in `dtype`.
+    """
+
+    def __init__(self, native, dtype, transpose_a=False, plain_b=False):
+        super().__init__()
+        self.native = native
+        self.dtype = dtype
+        self.transpose_a = transpose_a
+        self.plain_b = plain_b
+        self.matmul = ops.MatMul(transpose_a, not plain_b)
+
+    def construct(self, a, b, a_factor, b_factor):
+        if self.native:
+            a = a.swapaxes(0, 1) if self.transpose_a else a
+            b = b if self.plain_b else b.swapaxes(0, 1)
+            return quant_matmul(a, b, b_factor, pertoken_scale=a_factor, output_dtype=self.dtype)
+        return (self.matmul(a, b).astype(ms.float32) * (a_factor * b_factor)).astype(self.dtype)
+
+
+# CANN's QuantMatmul (aclnnQuantMatmulV5) for two hifloat8 matrices: one fp32 scale each, fp16, bf16 or fp32 out.
+quant_matmul = ops.auto_generate.quant_matmul
+
+
+class RoundByArithmetic(nn.Cell):
+    """Nearest HiF8 value of every fp32 number, from floating-point operations that every device has. fp32.
+
+    For a number y with k significant bits to be kept, (y + C y) - C y with C near 2^(24 - k) rounds it: the sum has no
+    room for more. The last few units of C are such that in a tie C y is odd or even just so that the hardware's
+    rounding to even goes away from zero. C is chosen by the band |y| is in; below 2^-22 it is such that everything from
+    2^-24 goes to the next power of two, of which 2^-22 stays.
+
+    Passes over y: 15 for numbers up to 15 (`bound`), 22 where nothing is known. Compilers must not contract
+    multiplications and additions here.
+    """
+
+    def __init__(self, bound=None):
+        super().__init__()
+        self.symmetric = bound is None or bound >= 16
+        self.may_overflow = bound is None or bound >= hif8.OVERFLOW
+        constants = (2.0**20 - 25 / 8, 2.0**21 - 13 / 4, 2.0**22 - 7 / 2, 2.0**23 - 4, 2.0**24 + 2)
+        self.three, self.two, self.one, self.none, self.up = (Tensor(c, ms.float32) for c in constants)
+        self.zero = Tensor(0.0, ms.float32)
+        self.limit = Tensor(hif8.OVERFLOW, ms.float32)
+        self.infinity = Tensor(np.inf, ms.float32)
+
+    def construct(self, y):
+        magnitude = ops.abs(y)
+        # Band edges are powers of two, so that a number beside an edge may fall into either band.
+        distance = 2.0 / magnitude
+        if self.symmetric:
+            distance = ops.maximum(magnitude, distance)
+        factor = ops.where(distance > 16, self.two, self.three)
+        factor = ops.where(distance > 256, self.one, factor)
+        factor = ops.where(distance > 65536, self.none, factor)
+        factor = ops.where(magnitude < 2.0**-22 * 0.999, self.up, factor)
+        inside = ops.minimum(ops.maximum(y, -self.limit), self.limit) if self.may_overflow else y
+        shift = inside * factor
+        rounded = (inside + shift) - shift
+        rounded = ops.where(magnitude < 2.0**-23, self.zero, rounded)
+        if self.may_overflow:
+            rounded = ops.where(magnitude >= self.limit, y * self.infinity, rounded)
+            rounded = ops.where(y == y, rounded, y)
+        return rounded
+
+
+def _host_operator(function, out_shape):
+    """A NumPy function of fp32 arrays as an operator of the CPU: MindSpore's own need a pass, and a kernel, for each of
+    a dozen elementwise steps, and have none for taking the bits of a number in a compiled graph."""
+    return ops.Custom(function, out_shape=out_shape, out_dtype=_float32, func_type="pyfunc")
+
+
+def _float32(*dtypes):
+    return dtypes[0]
+
+
+def _same_shape(*shapes):
+    return shapes[0]
+
+
+def _one_number(*shapes):
+    return (1,)
+
+
+def _amax(x):
+    # np.abs would be a pass more. NaN wins in both.
+    return np.array([max(x.max(), -x.min()) if x.size else 0.0], np.float32)
+
+
+@cache
+def _scale_function(scale_max):
+    def scale(x):
+        amax = _amax(x)
+        if not np.isfinite(amax[0]):
+            return np.full(1, np.nan, np.float32)
+        with np.errstate(all="ignore"):
+            return np.where(amax == 0, np.float32(1), np.minimum(np.float32(scale_max) / amax, np.float32(MAX_SCALE)))
+
+    return scale
+
+
+def _round_scaled(x, scale):
+    # Infinite and signalling numbers are not errors here: they become infinities and NaN.
+    with np.errstate(all="ignore"):
+        return hif8.round_nearest(x * scale)

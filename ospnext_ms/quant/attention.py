@@ -1,0 +1,98 @@
+"""Attention whose q, k and v are quantised. B batch, N and M tokens, H heads, D head width.
+
+The kernel is given q8 / (s_q s_k), k8 and v8, and its output is divided by s_v: k8 and v8 are exact in every dtype, and
+q carries the scales because the factor of FlashAttentionScore is an attribute of the operator, which a computed number
+cannot be.
+"""
+
+from mindspore import nn, ops
+
+from ospnext_ms.kernels.collectives import AllMax
+from ospnext_ms.kernels.hif8 import Amax, Quantize, scale_for
+
+
+class StraightThrough(nn.Cell):
+    """x * scale rounded to HiF8, as numbers of `dtype`; the gradient is that of x * scale. scale fp32 [1] has none."""
+
+    def __init__(self, bound, dtype):
+        super().__init__()
+        # No attention kernel takes hifloat8, so these are numbers on every back end.
+        self.quantize = Quantize(False, dtype, bound)
+
+    def construct(self, x, scale):
+        return self.quantize(x, scale)
+
+    def bprop(self, x, scale, out, dout):
+        return (dout * scale).astype(x.dtype), ops.zeros_like(scale)
+
+
+class AttentionInputs(nn.Cell):
+    """q, k, v [B, N, H, D] -> what the kernel is given, and the factor fp32 [1] of its output.
+
+    Args:
+        recipe: HiF8Recipe; with a group of several ranks one exchange finds all three scales. dtype: of the kernel.
+    """
+
+    def __init__(self, recipe, dtype):
+        super().__init__()
+        self.scale_max = recipe.scale_max_forward
+        self.dtype = dtype
+        self.amax = Amax()
+        self.all_max = AllMax(recipe.group)
+        self.quantize = StraightThrough(recipe.scale_max_forward, dtype)
+
+    def construct(self, q, k, v):
+        amax = self.all_max(ops.cat((self.amax(q), self.amax(k), self.amax(v))), "scales")
+        scales = scale_for(amax, self.scale_max)
+        q_scale, k_scale, v_scale = scales[0:1], scales[1:2], scales[2:3]
+        q8 = (self.quantize(q, q_scale) * (1 / q_scale / k_scale)).astype(self.dtype)
+        return q8, self.quantize(k, k_scale), self.quantize(v, v_scale), 1 / v_scale
+
+
+class HiF8Attention(nn.Cell):
+    """An attention kernel with quantised inputs; contract of kernels.attention.Attention."""
+
+    def __init__(self, attention, inputs):
+        super().__init__()
+        self.attention = attention
+        self.inputs = inputs
+
+    def construct(self, q_BNHD, k_BMHD, v_BMHD):
+        q, k, v, factor = self.inputs(q_BNHD, k_BMHD, v_BMHD)
+        return (self.attention(q, k, v) * factor).astype(v_BMHD.dtype)
+
+
+class HiF8Sequence(nn.Cell):
+    """A sequence (PackedSequence or ParallelSequence) that quantises q, k, v, all tokens with one scale, before it
+    cuts, sends or attends to them."""
+
+    def __init__(self, sequence, inputs):
+        super().__init__()
+        self.sequence = sequence
+        self.inputs = inputs
+
+    def enter(self, x_BNC, grid):
+        """See PackedSequence."""
+        return self.sequence.enter(x_BNC, grid)
+
+    def switch(self, x_BNC, grid, target):
+        """See PackedSequence."""
+        return self.sequence.switch(x_BNC, grid, target)
+
+    def leave(self, x_BNC, grid, pattern):
+        """See PackedSequence."""
+        return self.sequence.leave(x_BNC, grid, pattern)
+
+    def rope(self, grid, pattern, head_dim):
+        """See PackedSequence."""
+        return self.sequence.rope(grid, pattern, head_dim)
+
+    def attend_full(self, attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern):
+        """See PackedSequence."""
+        q, k, v, factor = self.inputs(q_BNHD, k_BNHD, v_BNHD)
+        return (self.sequence.attend_full(attention, q, k, v, grid, pattern) * factor).astype(v_BNHD.dtype)
+
+    def attend_sparse(self, attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern):
+        """See PackedSequence."""
+        q, k, v, factor = self.inputs(q_BNHD, k_BNHD, v_BNHD)
+        return (self.sequence.attend_sparse(attention, q, k, v, grid, pattern) * factor).astype(v_BNHD.dtype)

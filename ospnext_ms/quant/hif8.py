@@ -1,0 +1,90 @@
+"""HiFloat8 for NumPy arrays and MindSpore tensors, and its linear layer. `format.py` defines the numbers."""
+
+from functools import cache
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+from ospnext_ms.kernels.hif8 import MAX_SCALE, Amax, Quantize, scale_for
+from ospnext_ms.quant import format as _format
+from ospnext_ms.quant.format import MAX_VALUE, NAN, ROUNDINGS, check_rounding
+from ospnext_ms.quant.layers import HiF8Linear
+
+__all__ = ["MAX_VALUE", "NAN", "ROUNDINGS", "HiF8Linear", "decode", "encode", "quantize_dequantize"]
+
+
+def encode(x, rounding="nearest", seed=None):
+    """HiF8 codes of a float array (or tensor): uint8 array (or tensor) of its shape. See format.encode."""
+    if not isinstance(x, Tensor):
+        return _format.encode(x, rounding, seed)
+    return Tensor(_format.encode(x.astype(ms.float32).asnumpy(), rounding, seed))
+
+
+def decode(codes):
+    """fp32 values of HiF8 codes, array or tensor. Raises ValueError where they are not uint8."""
+    if not isinstance(codes, Tensor):
+        return _format.decode(codes)
+    if codes.dtype != ms.uint8:
+        raise ValueError(f"HiF8 codes have dtype {codes.dtype}; expected UInt8")
+    return ops.gather(Tensor(_format.values()), codes.astype(ms.int32), 0)
+
+
+def quantize_dequantize(x, scale_max=None, rounding="nearest", seed=None):
+    """x through HiF8 and back, array or tensor: shape and dtype of x.
+
+    Args:
+        x: any float dtype.
+        scale_max: scale x so that its largest |x| becomes this, and scale back. Without it x is rounded as it is.
+        rounding, seed: see format.encode.
+
+    Raises:
+        ValueError: scale_max with numbers that are not finite, or not between 0 and 32768; see also format.encode.
+    """
+    check_rounding(rounding, seed)
+    if scale_max is not None and not 0 < scale_max <= MAX_VALUE:
+        raise ValueError(f"scale_max is {scale_max}; it must be above 0 and at most {MAX_VALUE:g}")
+    return (_tensor if isinstance(x, Tensor) else _array)(x, scale_max, rounding, seed)
+
+
+def _array(x, scale_max, rounding, seed):
+    dtype = np.asarray(x).dtype
+    x = _format.as_float32(x)
+    scale = np.float32(1)
+    if scale_max is not None:
+        amax = np.float32(max(x.max(), -x.min()) if x.size else 0)
+        scale = scale_of(amax, scale_max)
+        x = x * scale
+    if rounding == "nearest":
+        return (_format.round_nearest(x) / scale).astype(dtype, copy=False)
+    return (_format.decode(_format.encode(x, rounding, seed)) / scale).astype(dtype, copy=False)
+
+
+def scale_of(amax, scale_max):
+    """Scale that brings `amax`, a number, to `scale_max`: fp32; 1 where amax is 0. ValueError: amax is not finite."""
+    if not np.isfinite(amax):
+        raise ValueError(f"the largest absolute value is {amax}; HiF8 scaling needs finite numbers")
+    return np.float32(1) if amax == 0 else min(np.float32(scale_max) / np.float32(amax), np.float32(MAX_SCALE))
+
+
+def _tensor(x, scale_max, rounding, seed):
+    scale = Tensor([1.0], ms.float32)
+    if scale_max is not None:
+        amax = _amax()(x)
+        scale = scale_for(amax, scale_max)
+        if not np.isfinite(scale.asnumpy()).all():
+            scale_of(amax.asnumpy()[0], scale_max)
+    if rounding == "nearest":
+        return (_quantize()(x, scale) / scale).astype(x.dtype)
+    scaled = (x.astype(ms.float32) * scale).asnumpy()
+    return (Tensor(_format.decode(_format.encode(scaled, rounding, seed))) / scale).astype(x.dtype)
+
+
+@cache
+def _amax():
+    return Amax()
+
+
+@cache
+def _quantize():
+    return Quantize(False, ms.float32)

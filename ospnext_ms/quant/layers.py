@@ -1,0 +1,84 @@
+"""Layers that compute in HiF8: a linear layer, and attention inputs. M rows, K in, N out; B, N, H, D as in attention.
+
+    y  = x8 w8^T / (s_x s_w) + b       x8 = round(s_x x), w8 = round(s_w w), s = scale_max_forward / amax
+    dx = g8 w8 / (s_g s_w)             g8 = round(s_g dy),                   s_g = scale_max_backward / amax(dy)
+    dw = g8^T x8 / (s_g s_x),  db = sum(dy)
+
+The gradient passes straight through the roundings.
+"""
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from ospnext_ms.kernels.hif8 import ALONE, MatMul, Quantize, Scale, choose_backend
+from ospnext_ms.models.layers import Linear
+from ospnext_ms.quant.format import SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
+from ospnext_ms.quant.recipe import HiF8Recipe
+
+
+class HiF8Product(nn.Cell):
+    """x8 w8^T / (s_x s_w) with the gradients above.
+
+    Inputs: x [M, K], w [N, K] of any float dtype, their scales fp32 [1]. Output [M, N] in `dtype`. x and w are rounded
+    anew in the backward pass, to the same numbers, so that nothing but the inputs is kept for it.
+    """
+
+    def __init__(self, recipe, dtype):
+        super().__init__()
+        native = recipe.native
+        self.quantize = Quantize(native, dtype, recipe.scale_max_forward)
+        self.quantize_gradient = Quantize(native, dtype, recipe.scale_max_backward)
+        self.gradient_scale = Scale(recipe.scale_max_backward, recipe.group)
+        self.matmul = MatMul(native, dtype)
+        self.matmul_x = MatMul(native, dtype, plain_b=True)
+        self.matmul_w = MatMul(native, ms.float32, transpose_a=True, plain_b=True)
+
+    def construct(self, x_MK, w_NK, x_scale, w_scale):
+        return self.matmul(self.quantize(x_MK, x_scale), self.quantize(w_NK, w_scale), 1 / x_scale, 1 / w_scale)
+
+    def bprop(self, x_MK, w_NK, x_scale, w_scale, out, dout):
+        g_scale = self.gradient_scale(dout)
+        g8 = self.quantize_gradient(dout, g_scale)
+        dx = self.matmul_x(g8, self.quantize(w_NK, w_scale), 1 / g_scale, 1 / w_scale)
+        dw = self.matmul_w(g8, self.quantize(x_MK, x_scale), 1 / g_scale, 1 / x_scale)
+        return dx.astype(x_MK.dtype), dw.astype(w_NK.dtype), ops.zeros_like(x_scale), ops.zeros_like(w_scale)
+
+
+class HiF8Linear(Linear):
+    """Linear whose product is computed in HiF8, forward and backward; parameters and hooks are those of Linear.
+
+    Input [..., in_channels] of any float dtype, output [..., out_channels] in `dtype`. Where amax is not finite, so is
+    no number of the output.
+
+    Args:
+        native: use the device's own HiF8; None: where it has one. group: see HiF8Recipe.
+    """
+
+    def __init__(self, in_channels, out_channels, has_bias=True, scale_max_forward=SCALE_MAX_FORWARD,
+                 scale_max_backward=SCALE_MAX_BACKWARD, dtype=ms.float32, param_dtype=None, native=None,
+                 group=ALONE):
+        super().__init__(in_channels, out_channels, has_bias, dtype, param_dtype)
+        native = choose_backend("auto").native if native is None else native
+        recipe = HiF8Recipe(scale_max_forward, scale_max_backward, native, group)
+        self.input_scale = Scale(recipe.scale_max_forward, recipe.group)
+        self.weight_scale = Scale(recipe.scale_max_forward)
+        self.product = HiF8Product(recipe, dtype)
+
+    def construct(self, x):
+        weight = self.gather_weight(self.weight)
+        x_MK = x.reshape(-1, x.shape[-1])
+        y = self.product(x_MK, weight, self.input_scale(x_MK), self.weight_scale(weight))
+        y = y.reshape(*x.shape[:-1], weight.shape[0])
+        if self.has_bias:
+            y = y + self.bias.astype(self.dtype)
+        return y if self.adapter is None else y + self.adapter(x)
+
+
+def hif8_linear_factory(recipe, dtype, param_dtype):
+    """(in_channels, out_channels) -> HiF8Linear of a HiF8Recipe."""
+
+    def linear(in_channels, out_channels):
+        return HiF8Linear(in_channels, out_channels, True, recipe.scale_max_forward, recipe.scale_max_backward, dtype,
+                          param_dtype, recipe.native, recipe.group)
+
+    return linear

@@ -1,0 +1,41 @@
+"""How a network is quantised (OSP-Next, arXiv 2605.28691): scales, back end, and among whom scales are shared."""
+
+from dataclasses import dataclass
+
+from ospnext_ms.kernels.collectives import ProcessGroup
+from ospnext_ms.kernels.hif8 import choose_backend
+from ospnext_ms.quant.format import MAX_VALUE, SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
+
+
+@dataclass(frozen=True)
+class HiF8Recipe:
+    """Per-tensor current scaling: what is quantised is first scaled so that its largest |x| becomes `scale_max`.
+
+    Args:
+        scale_max_forward: of activations, weights, and q, k, v of the attention. scale_max_backward: of gradients.
+        native: use the device's own HiF8.
+        group: ranks that share one scale of an activation or gradient; a single rank scales what it has. Weights are
+            whole on every rank and need no group.
+    """
+
+    scale_max_forward: float = SCALE_MAX_FORWARD
+    scale_max_backward: float = SCALE_MAX_BACKWARD
+    native: bool = False
+    group: ProcessGroup = ProcessGroup()
+
+    def __post_init__(self):
+        for name in ("scale_max_forward", "scale_max_backward"):
+            value = getattr(self, name)
+            if not 0 < value <= MAX_VALUE:
+                raise ValueError(f"{name} is {value}; it must be above 0 and at most {MAX_VALUE:g}")
+
+
+def make_recipe(config, video_group=None):
+    """HiF8Recipe of a QuantConfig on the device at hand. `video_group`: ProcessGroup of the ranks that share a video.
+
+    Raises:
+        ValueError: the configured back end does not exist here.
+    """
+    shared = video_group is not None and config.scale_scope == "global"
+    return HiF8Recipe(config.scale_max_forward, config.scale_max_backward, choose_backend(config.backend).native,
+                      video_group if shared else ProcessGroup())
