@@ -9,12 +9,12 @@ from ospnext_ms.config import load_config
 from ospnext_ms.data import cache
 from ospnext_ms.training.config import TrainConfig
 
-DIT = dict(dim=16, ffn_dim=24, num_heads=4, num_layers=4, freq_dim=8, text_dim=8, text_len=6, skiparse="dual_end",
+DIT = dict(dim=16, ffn_dim=24, num_heads=4, num_layers=2, freq_dim=8, text_dim=8, text_len=6, skiparse="dual_end",
            sparse_ratio=2, num_full_blocks=0)
 LATENT = (16, 2, 8, 8)
 
 
-def write_cache(folder, count=12, size=(9, 64, 64), seed=0):
+def write_cache(folder, count=12, size=(5, 64, 64), seed=0):
     """A finished cache of `count` random clips of `size` (frames, height, width), in the form of `prepare-data`."""
     folder = Path(folder)
     folder.mkdir(parents=True)

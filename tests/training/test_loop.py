@@ -1,0 +1,250 @@
+"""Whole runs of a network of some thousand weights: same results again, after a kill, from every kind of checkpoint."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ospnext_ms.parallel.mesh import Mesh
+from ospnext_ms.pipelines.runtime import start
+from ospnext_ms.training.checkpoint import CheckpointStore
+from ospnext_ms.training.checkpoint_files import open_checkpoint
+from ospnext_ms.training.loop import Trainer
+from ospnext_ms.training.monitor import read_metrics
+from tests.training import runs
+
+ROOT = Path(__file__).parents[2]
+EXACT = ("loss", "gradient_norm", "clip_factor", "clip_threshold", "learning_rate", "epoch")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return runs.write_cache(tmp_path_factory.mktemp("cache") / "data")
+
+
+def trainer(tmp_path, values, *overrides):
+    config = runs.read_config(tmp_path / "config.yaml", values, *overrides)
+    return Trainer(config, start(config.context), Mesh.single())
+
+
+def pynative(folder, data, **options):
+    """Settings of a run without compilation, which is quicker for a few steps."""
+    values = runs.settings(folder, data, **options)
+    values["context"]["mode"] = "pynative"
+    return values
+
+
+def exact_figures(folder):
+    return [{name: record[name] for name in EXACT} for record in read_metrics(folder) if "loss" in record]
+
+
+def tensors_of(path):
+    return {(group, name): tensor.numpy() for group, tensors in open_checkpoint(path).groups.items()
+            for name, tensor in tensors.items()}
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from ospnext_ms.__main__ import main
+from ospnext_ms.training.monitor import Monitor
+
+plain = Monitor.step
+
+def step(self, number, *arguments):
+    plain(self, number, *arguments)
+    if number == int(sys.argv[2]):
+        while not (self.folder / "checkpoints" / sys.argv[3]).is_dir():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Monitor.step = step
+sys.exit(main(["train", "--config", sys.argv[1]]))
+"""
+
+
+def test_killed_and_resumed_equals_undisturbed_bit_by_bit_over_fifty_steps(tmp_path, data, capsys):
+    undisturbed, stopped = (runs.settings(tmp_path / name, data, 50, 25) for name in ("undisturbed", "stopped"))
+    first = trainer(tmp_path, undisturbed)
+    first.run()
+    config = runs.write_config(tmp_path / "stopped.yaml", stopped)
+    command = [sys.executable, "-c", KILLED, str(config), "33", "step_00000025"]
+    killed = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+                            capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    assert exact_figures(tmp_path / "stopped") == exact_figures(tmp_path / "undisturbed")[:33]
+    second = trainer(tmp_path, stopped)
+    assert second.steps_done == 25
+    second.run()
+    assert "resuming after step 25" in capsys.readouterr().out
+    assert exact_figures(tmp_path / "stopped") == exact_figures(tmp_path / "undisturbed")
+    paths = [tmp_path / name / "checkpoints" / "step_00000050" for name in ("undisturbed", "stopped")]
+    expected, found = map(tensors_of, paths)
+    assert expected.keys() == found.keys()
+    assert {group for group, _ in found} == {"parameters", "ema", "adam_m", "adam_v"}
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array, err_msg=str(key))
+    states = [open_checkpoint(path).state for path in paths]
+    for state in states:
+        state["configuration"].pop("output_dir")
+    assert states[0] == states[1]
+    for batch, same in zip(first.inputs(50), second.inputs(50), strict=True):
+        for array, other in zip(batch, same, strict=True):
+            np.testing.assert_array_equal(array, other)
+    assert (tmp_path / "stopped" / "loss_curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_resumed(tmp_path, data, capsys):
+    values = pynative(tmp_path / "run", data, steps=4, every=2)
+    trainer(tmp_path, values).run()
+    expected = tensors_of(tmp_path / "run" / "checkpoints" / "step_00000004")
+    file = tmp_path / "run" / "checkpoints" / "step_00000004" / "adam_v" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 4
+    file.write_bytes(content)
+    again = trainer(tmp_path, values)
+    assert again.steps_done == 2
+    assert f"{file} is damaged" in capsys.readouterr().out
+    again.run()
+    for key, array in tensors_of(tmp_path / "run" / "checkpoints" / "step_00000004").items():
+        np.testing.assert_array_equal(array, expected[key])
+
+
+def test_where_every_checkpoint_is_damaged_nothing_starts(tmp_path, data):
+    values = pynative(tmp_path / "run", data, steps=3, every=3)
+    trainer(tmp_path, values).run()
+    (tmp_path / "run" / "checkpoints" / "step_00000003" / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match="none of the 1 checkpoints"):
+        trainer(tmp_path, values)
+
+
+def test_a_half_written_checkpoint_is_named_and_never_used(tmp_path, data, capsys):
+    values = pynative(tmp_path / "run", data)
+    half = tmp_path / "run" / "checkpoints" / ".step_00000003.saving" / "ema"
+    half.mkdir(parents=True)
+    assert trainer(tmp_path, values).steps_done == 0
+    assert ".step_00000003.saving was never finished" in capsys.readouterr().out
+
+
+def test_checkpoints_are_not_overwritten_unasked(tmp_path, data):
+    values = pynative(tmp_path / "run", data)
+    CheckpointStore(tmp_path / "run" / "checkpoints").save(1, {"parameters": {"a": np.zeros(1)}}, {})
+    with pytest.raises(ValueError, match="resume_training is false"):
+        trainer(tmp_path, values, "resume_training=false")
+
+
+@pytest.mark.parametrize("bad", ["data", "weight"])
+def test_a_number_that_is_none_stops_before_the_update_and_names_step_and_rank(tmp_path, data, bad, monkeypatch):
+    run = trainer(tmp_path, pynative(tmp_path / "run", data, steps=6, every=2))
+    good = run.source.arrays
+
+    def arrays(step):
+        latents, text = good(step)
+        if step == 3 and bad == "data":
+            latents[1, 2, 0, 3, 3] = np.inf
+        return latents, text
+
+    monkeypatch.setattr(run.source, "arrays", arrays)
+    if bad == "weight":
+        monkeypatch.setattr(run.step, "_squared_norms", _infinite_at(run.step._squared_norms, call=4))
+    updates = []
+    plain = run.step.update
+    monkeypatch.setattr(run.step, "update", lambda *arguments: (plain(*arguments), updates.append(arguments[2])))
+    with pytest.raises(FloatingPointError, match="step 4: loss or gradient is not finite on rank 0"):
+        run.run()
+    assert updates == [0, 1, 2]
+    assert [path.name for path in run.store.paths()] == ["step_00000002"]
+    assert CheckpointStore(run.store.folder).newest().step == 2
+
+
+def _infinite_at(function, call):
+    calls = []
+
+    def wrapped(tensors):
+        calls.append(None)
+        return function(tensors) * (float("inf") if len(calls) == call else 1.0)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("group", ["parameters", "ema"])
+def test_training_starts_from_a_training_checkpoint_or_its_average(tmp_path, data, group):
+    trainer(tmp_path, pynative(tmp_path / "first", data, steps=3)).run()
+    source = tmp_path / "first" / "checkpoints" / "step_00000003"
+    run = trainer(tmp_path, pynative(tmp_path / "second", data), f"load_checkpoint={source / group}", "run_mode=finetune")
+    assert run.steps_done == 0
+    for name, array in run.state.copy_to_host()["parameters"].items():
+        np.testing.assert_array_equal(array, open_checkpoint(source).groups[group][name].numpy())
+    file = source / group / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match="refused"):
+        trainer(tmp_path, pynative(tmp_path / "third", data), f"load_checkpoint={source / group}")
+
+
+def test_weights_of_another_model_are_refused(tmp_path, data):
+    trainer(tmp_path, pynative(tmp_path / "first", data, steps=3)).run()
+    source = tmp_path / "first" / "checkpoints" / "step_00000003" / "ema"
+    with pytest.raises(ValueError, match="does not fit the model"):
+        trainer(tmp_path, pynative(tmp_path / "second", data), f"load_checkpoint={source}", "model.dit.ffn_dim=20")
+    with pytest.raises(ValueError, match="does not fit the model"):
+        trainer(tmp_path, pynative(tmp_path / "first", data), "model.dit.ffn_dim=20")
+
+
+def test_accumulated_batches_are_worth_one_large_one(tmp_path, data):
+    large = trainer(tmp_path, pynative(tmp_path / "large", data), "runner_config.batch_size=4")
+    small = trainer(tmp_path, pynative(tmp_path / "small", data), "runner_config.gradient_accumulation_steps=2")
+    expected, found = (run.step.gradients(run.inputs(0)) for run in (large, small))
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert found.norm == pytest.approx(expected.norm, rel=1e-5)
+    for value, other in zip(expected.values, found.values, strict=True):
+        np.testing.assert_allclose(other.asnumpy() * found.scale, value.asnumpy(), rtol=1e-4, atol=1e-6)
+    for run, gradients in ((large, expected), (small, found)):
+        run.step.update(gradients, 1.0, 0)
+    for key, array in large.state.copy_to_host()["adam_m"].items():
+        np.testing.assert_allclose(small.state.copy_to_host()["adam_m"][key], array, rtol=1e-4, atol=1e-7)
+
+
+def test_random_data_says_so_in_every_progress_line(tmp_path, data, capsys):
+    values = pynative(tmp_path / "run", data, steps=3)
+    values["train_dataset"] = {"kind": "random", "latent_size": [1, 4, 4]}
+    trainer(tmp_path, values).run()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert len(lines) == 3
+    assert all("RANDOM DATA" in line for line in lines)
+
+
+def test_figures_evaluation_and_scalars_are_written(tmp_path, data, capsys):
+    values = pynative(tmp_path / "run", data, steps=3)
+    values["eval_dataset"] = {"path": str(data), "clips": 2, "sigmas": 3, "every": 2}
+    values["callbacks"]["tensorboard"] = True
+    run = trainer(tmp_path, values)
+    weights = run.state.copy_to_host()
+    run._evaluate(None)
+    for group, arrays in run.state.copy_to_host().items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, weights[group][name])
+    run.run()
+    records = read_metrics(tmp_path / "run")
+    evaluated = {record["step"]: record for record in records if "eval_loss" in record}
+    assert list(evaluated) == [0, 2, 3]
+    assert evaluated[0]["eval_loss"] == evaluated[0]["eval_loss_ema"] != evaluated[3]["eval_loss"]
+    assert evaluated[3]["eval_loss_ema"] != evaluated[3]["eval_loss"]
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("step 3/3"))
+    for word in ("loss", "norm", "s/step", "samples/s", "MFU", "left"):
+        assert word in line
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents*"))
+    assert json.loads((tmp_path / "run" / "configuration.json").read_text())["seed"] == 3
+
+
+def test_recomputed_blocks_give_the_same_gradients(tmp_path, data):
+    values = runs.settings(tmp_path / "run", data)
+    plain, recomputed = (trainer(tmp_path, values, f"recompute_config.recompute={flag}").step for flag in ("false", "true"))
+    inputs = trainer(tmp_path, values).inputs(0)
+    expected, found = plain.gradients(inputs), recomputed.gradients(inputs)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    for value, other in zip(expected.values, found.values, strict=True):
+        np.testing.assert_allclose(other.asnumpy(), value.asnumpy(), rtol=1e-4, atol=1e-6)
