@@ -65,7 +65,7 @@ class ClipsSection:
 
     def __post_init__(self):
         require(self.buckets, "buckets is empty; give [height, width, frames] at least once")
-        object.__setattr__(self, "buckets", tuple(_bucket(bucket) for bucket in self.buckets))
+        object.__setattr__(self, "buckets", tuple(map(check_bucket, self.buckets)))
         require(len(set(self.buckets)) == len(self.buckets), "a bucket is given twice")
         require(self.fps > 0, f"fps is {self.fps}; it must be above 0")
         require(self.clips_per_video >= 1, f"clips_per_video is {self.clips_per_video}; it must be at least 1")
@@ -73,16 +73,18 @@ class ClipsSection:
         require(0 <= self.max_cut < 1, f"max_cut is {self.max_cut}; it must be from 0 to below 1")
 
 
-def _bucket(value):
+def check_bucket(value):
+    """A video's [height, width, frames] as a tuple. ValueError, with the nearest valid ones, where they do not fill
+    whole patches and latent frames."""
     is_list = isinstance(value, list | tuple) and len(value) == 3 and all(type(number) is int for number in value)
-    require(is_list, f"buckets holds {value!r}; expected [height, width, frames]")
+    require(is_list, f"{value!r} is not the size of a video; expected [height, width, frames]")
     height, width, frames = value
     # Two pixels of the latent make one patch of the transformer.
     unit, step = 2 * SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
     for name, size in (("height", height), ("width", width)):
-        require(size > 0 and size % unit == 0, f"buckets holds the {name} {size}; it must be a multiple of {unit}; "
+        require(size > 0 and size % unit == 0, f"a video's {name} is {size}; it must be a multiple of {unit}; "
                                                f"nearest valid: {nearest(size, unit)}")
-    require(frames >= 1 and frames % step == 1, f"buckets holds {frames} frames; the number must be {step}k+1; "
+    require(frames >= 1 and frames % step == 1, f"a video has {frames} frames; the number must be {step}k+1; "
                                                 f"nearest valid: {nearest(frames, step, offset=1, lowest=1)}")
     return (height, width, frames)
 

@@ -1,0 +1,102 @@
+"""Bytes that a process sends to others in one step, collective by collective, counted on the SkiparsePlan.
+
+Labels are those under which kernels.collectives counts. R = S * U processes share a video of N tokens of width C.
+"""
+
+from ospnext_ms.planning import shapes
+from ospnext_ms.skiparse import PATTERNS, SkiparsePlan
+
+
+def switches(config):
+    """Number of token <-> group switches in one forward."""
+    orders = ["token", *(pattern for pattern in config.block_patterns if pattern != "full")]
+    return sum(a != b for a, b in zip(orders, orders[1:], strict=False))
+
+
+def video_bytes(workload):
+    """{label: bytes} of one forward of one sample, as sent by the process (s, u) that sends most; mean over all beside.
+
+    Returns ({label: most}, {label: mean}).
+    """
+    parallel, dit = workload.parallel, workload.dit
+    skiparse, ulysses = parallel.skiparse_parallel, parallel.ulysses_parallel
+    plan = SkiparsePlan(workload.grid, dit.sparse_ratio, skiparse, ulysses)
+    rows = {(pattern, s, u): len(plan.rank_tokens(pattern, s, u)) for pattern in PATTERNS
+            for s in range(skiparse) for u in range(ulysses)}
+    ranks = [_rank_bytes(plan, rows, workload, s, u) for s in range(skiparse) for u in range(ulysses)]
+    return ({label: max(rank[label] for rank in ranks) for label in ranks[0]},
+            {label: sum(rank[label] for rank in ranks) / len(ranks) for label in ranks[0]})
+
+
+def _rank_bytes(plan, rows, workload, s, u):
+    """{label: bytes} of one forward of process (s, u); `rows` are the tokens of each (pattern, s, u)."""
+    dit, width = workload.dit, workload.dit.dim
+    send, receive = plan.switch_splits(s, u)
+    total = dict.fromkeys(("switch", "full", "sparse", "leave"), 0)
+    order = "token"
+    for pattern in dit.block_patterns:
+        if pattern not in ("full", order):
+            moved = sum(send if pattern == "group" else receive) - send[s]
+            total["switch"] += moved * width * workload.residual
+            order = pattern
+        if pattern == "full":
+            total["full"] += _ulysses(rows[order, s, u], plan.num_tokens, workload.degree, workload)
+        else:
+            shared = sum(rows[order, s, i] for i in range(plan.ulysses_parallel))
+            total["sparse"] += _ulysses(rows[order, s, u], shared, plan.ulysses_parallel, workload)
+    patch = dit.out_channels * dit.patch_size[0] * dit.patch_size[1] * dit.patch_size[2]
+    total["leave"] = (workload.degree - 1) * rows[order, s, u] * patch * 4
+    return total
+
+
+def _ulysses(own, shared, degree, workload):
+    """q, k, v of the own tokens to the owners of their heads, and the result for others' tokens back to them."""
+    width = workload.dit.dim // degree
+    return workload.compute * width * (3 * own * (degree - 1) + (shared - own))
+
+
+def closed_form(workload):
+    """{label: bytes} of one switch, one sparse and one full block from the formulas of the shard N / R alone."""
+    parallel, degree = workload.parallel, workload.degree
+    tokens = workload.grid[0] * workload.grid[1] * workload.grid[2]
+    shard = tokens / degree * workload.dit.dim
+    skiparse, ulysses = parallel.skiparse_parallel, parallel.ulysses_parallel
+    return {"switch": (skiparse - 1) / skiparse * shard * workload.residual,
+            "sparse": 4 * (ulysses - 1) / ulysses * shard * workload.compute,
+            "full": 4 * (degree - 1) / degree * shard * workload.compute}
+
+
+def step_bytes(workload):
+    """{label: bytes} of the process that sends most in one step: all samples, forward and backward, and the weights."""
+    most, _ = video_bytes(workload)
+    trains = workload.trained is not None
+    # A gradient goes back the way its tensor came; recomputing a block repeats the exchanges inside it.
+    times = {"switch": 2, "full": 2 + workload.recompute, "sparse": 2 + workload.recompute, "leave": 1}
+    samples = workload.batch * workload.batches * workload.forwards
+    result = {label: samples * most[label] * (times[label] if trains else 1) for label in most}
+    return result | _weight_bytes(workload)
+
+
+def _weight_bytes(workload):
+    parallel = workload.parallel
+    parameters = shapes.dit_parameters(workload.dit)
+    shard, devices, trains = parallel.parameter_shard, workload.devices, workload.trained is not None
+    passes = workload.batches * workload.forwards
+    linear = {name: shape for name, shape in parameters.items() if shapes.is_linear_weight(shape)}
+    rows = sum(-(-shape[0] // shard) * shape[1] for shape in linear.values()) if shard > 1 else 0
+    in_blocks = sum(-(-shape[0] // shard) * shape[1] for name, shape in linear.items() if name.startswith("blocks."))
+    result = {"weights": (shard - 1) * workload.compute * passes * rows}
+    if trains and workload.recompute and shard > 1:
+        result["weights"] += (shard - 1) * workload.compute * passes * in_blocks
+    if not trains:
+        return result
+    if workload.trained == "lora":
+        return result | {"gradients": _ring(4 * shapes.lora_count(parameters, workload.lora), devices)}
+    result["weight_gradients"] = (shard - 1) * 4 * passes * rows
+    whole = shapes.count({name: shape for name, shape in parameters.items() if shard == 1 or name not in linear})
+    return result | {"gradients": _ring(4 * whole, devices) + _ring(4 * rows, devices // shard)}
+
+
+def _ring(num_bytes, degree):
+    """What a ring All-Reduce sends."""
+    return 2 * (degree - 1) * num_bytes // degree

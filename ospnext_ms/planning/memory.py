@@ -1,0 +1,149 @@
+"""Memory of one device, part by part, in bytes. What is counted is what the code in models/ and training/ keeps.
+
+N tokens of this device, L text tokens, C width, F hidden width, H heads. Numbers in formulas are bytes a value: 4 for
+fp32, `c` for the compute dtype, `r` for the residual stream.
+"""
+
+from dataclasses import dataclass
+
+from ospnext_ms.planning import shapes
+from ospnext_ms.skiparse import SkiparsePlan
+
+# FlashAttentionScore keeps the maximum and the sum of the softmax, 8 fp32 values each.
+_FLASH_STATISTICS = 64
+# Gradients alive at once in the backward pass of a block: those of q, k, v in fp32 and of the residual stream twice.
+_GRADIENTS_IN_FLIGHT = 20
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by part. `lasting` parts are there all the time; of `phases` one at a time is, so the largest counts."""
+
+    lasting: dict
+    phases: dict
+
+    @property
+    def total(self):
+        """Peak of the device."""
+        return sum(self.lasting.values()) + max((sum(phase.values()) for phase in self.phases.values()), default=0)
+
+
+def estimate(workload, recompute=None):
+    """Memory of a Workload; `recompute` instead of the workload's own."""
+    recompute = workload.recompute if recompute is None else recompute
+    if workload.trained is None:
+        return _generation(workload)
+    parameters = shapes.dit_parameters(workload.dit)
+    held = shapes.shard_count(parameters, workload.parallel.parameter_shard)
+    trained = held if workload.trained == "all" else shapes.lora_count(parameters, workload.lora)
+    lasting = {"weights": workload.stored * held, "optimiser": 8 * trained}
+    if workload.trained == "lora":
+        lasting["adapters"] = 4 * trained
+    if workload.ema:
+        lasting["EMA"] = 4 * trained
+    copies = 2 if workload.batches > 1 else 1
+    backward = {"gradients": copies * 4 * trained, **_activations(workload, recompute),
+                **_weight_copies(workload, parameters, recompute)}
+    update = {"gradients": 4 * trained, "scaled gradients": 4 * trained}
+    return Memory(lasting, {"backward": backward, "update": update})
+
+
+def _generation(workload):
+    """The networks are loaded one after the other, so each is a phase."""
+    parameters = shapes.dit_parameters(workload.dit)
+    held = shapes.shard_count(parameters, workload.parallel.parameter_shard)
+    phases = {"denoising": {"weights": workload.stored * held, "one block's work": _forward_work(workload),
+                            **_weight_copies(workload, parameters, recompute=True)}}
+    if workload.text_encoder is not None:
+        phases["text"] = {"text encoder": workload.stored * shapes.umt5_count(workload.text_encoder)}
+    return Memory({}, phases)
+
+
+def tokens_of_device(workload):
+    """Most tokens that a device holds in any block."""
+    parallel = workload.parallel
+    plan = SkiparsePlan(workload.grid, workload.dit.sparse_ratio, parallel.skiparse_parallel, parallel.ulysses_parallel)
+    return max(len(plan.rank_tokens(pattern, s, u)) for pattern in set(_orders(workload.dit))
+               for s in range(parallel.skiparse_parallel) for u in range(parallel.ulysses_parallel))
+
+
+def _orders(config):
+    """Orders the sequence stands in."""
+    return tuple(pattern for pattern in config.block_patterns if pattern != "full") or ("token",)
+
+
+def block_activations(config, tokens, compute, flash, pairs=0):
+    """{part of a block: bytes kept for its backward pass} for one sample.
+
+    Args:
+        config: DiTConfig. tokens: N of this device. compute: c. flash: FlashAttentionScore, which keeps no scores.
+        pairs: query-key pairs that the device attends to in this block (without flash their weights are kept).
+    """
+    c, dim, heads, text = compute, config.dim, config.num_heads, config.text_len
+    norm = 4 + c                                     # fp32 input; result in the compute dtype, input of the linears
+    modulated = norm + 4                             # and the normalised values, for the gradient of the scale
+    rotated = 8 + c                                  # RMS norm: fp32 input and x / rms; then q or k as attended to
+    gated = 4                                        # fp32 output, for the gradient of the gate
+    attended = c * dim + (_FLASH_STATISTICS * heads if flash else 0)
+    # Without flash q, k, v are held a second time, with the heads in front, as is the result.
+    turned = 0 if flash else 4 * c
+    score = 0 if flash else 4 * heads
+    hidden = 2 * c if flash else 5 * c               # GELU's input and output; written out with a sigmoid, three more
+    return {
+        "self-attention": tokens * ((modulated + 2 * rotated + c + gated + turned) * dim + attended) + score * pairs,
+        "cross-attention": tokens * ((norm + rotated + turned / 2) * dim + attended + score * text)
+                           + text * (rotated + c + turned / 2) * dim,
+        "feed-forward": tokens * ((modulated + gated) * dim + hidden * config.ffn_dim),
+    }
+
+
+def _activations(workload, recompute):
+    """What the forward pass leaves for the backward pass, and the gradients under way in it."""
+    dit, batch, tokens = workload.dit, workload.batch, tokens_of_device(workload)
+    blocks = [sum(block_activations(dit, tokens, workload.compute, workload.flash, pairs).values())
+              for pairs in _pairs(workload)]
+    in_flight = batch * tokens * _GRADIENTS_IN_FLIGHT * dit.dim
+    inputs = batch * tokens * workload.residual * dit.dim * dit.num_layers
+    # With guidance both branches of the velocity wait for the backward pass.
+    times = workload.forwards if workload.trained == "lora" else 1
+    if recompute:
+        return {"inputs of the blocks": times * inputs, "one block's activations": int(batch * max(blocks)),
+                "gradients under way": in_flight}
+    return {"activations": int(times * batch * sum(blocks)), "gradients under way": in_flight}
+
+
+def _pairs(workload):
+    """Most query-key pairs of a device in every block: heads are shared where a sub-sequence is, so of whole heads."""
+    parallel = workload.parallel
+    plan = SkiparsePlan(workload.grid, workload.dit.sparse_ratio, parallel.skiparse_parallel, parallel.ulysses_parallel)
+    for pattern in workload.dit.block_patterns:
+        if pattern == "full":
+            yield plan.num_tokens**2 / workload.degree
+        else:
+            lengths = plan.lengths(pattern)
+            yield max(sum(lengths[i] ** 2 for i in plan.owned_sub_sequences(pattern, s))
+                      for s in range(parallel.skiparse_parallel)) / parallel.ulysses_parallel
+
+
+def _weight_copies(workload, parameters, recompute):
+    """Weights in the dtype and wholeness in which they are used, where that is not how they are stored."""
+    sharded, c = workload.parallel.parameter_shard > 1, workload.compute
+    if not sharded and workload.stored == c:
+        return {}
+    name = "gathered weights" if sharded else "weights in the compute dtype"
+    in_block = {key: shape for key, shape in parameters.items() if key.startswith("blocks.0.")}
+    linear = {key: shape for key, shape in (in_block if recompute else parameters).items()
+              if shapes.is_linear_weight(shape)}
+    copies = {name: c * shapes.count(linear)}
+    if sharded and workload.trained == "all":
+        largest = max(shape[0] * shape[1] for shape in in_block.values() if shapes.is_linear_weight(shape))
+        copies["gradient before it is scattered"] = (c + 4) * largest
+    return copies
+
+
+def _forward_work(workload):
+    """Tensors of one block alive at once without a backward pass: about those of the self-attention, see above."""
+    dit, c = workload.dit, workload.compute
+    attention = workload.residual + 4 + 4 + c + 3 * c + 3 * 4 + c
+    feed_forward = workload.residual + 4 + c + 2 * c * dit.ffn_dim / dit.dim
+    return int(workload.batch * tokens_of_device(workload) * dit.dim * max(attention, feed_forward))

@@ -1,0 +1,181 @@
+"""A run reduced to what decides its size, whatever kind of run it is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from ospnext_ms.config import GenerateConfig, ParallelSection
+from ospnext_ms.data.cache import INDEX, Cache
+from ospnext_ms.data.config import check_bucket
+from ospnext_ms.data.latents import latent_grid
+from ospnext_ms.models.config import DiTConfig, UMT5Config
+from ospnext_ms.models.lora_config import LoRAConfig
+from ospnext_ms.parallel.degrees import check_parallel
+from ospnext_ms.post_training.config import PostTrainConfig
+from ospnext_ms.training.config import TrainConfig
+from ospnext_ms.yaml_reader import load_config, parse_yaml
+
+RUN_MODES = {"generate": GenerateConfig, "train": TrainConfig, "finetune": TrainConfig, "post_train": PostTrainConfig}
+# 720P, 5 seconds: what OSP-Next is made for (arXiv 2605.28691).
+DEFAULT_VIDEO = (720, 1280, 81)
+BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One network on one size of video on a number of processes.
+
+    Args:
+        run_mode: of the configuration. dit: DiTConfig. text_encoder: UMT5Config, or None where the run has none.
+        video: (height, width, frames); notes: assumptions the reader should know.
+        batch: samples that go through the network at once. batches: of them a step, on a process. forwards: calls of
+            the network a sample and step, that is 2 for guidance.
+        compute, residual, stored: bytes of a value in products, in the residual stream, in the stored weights.
+        flash: attention keeps no scores (on Ascend). trained: "all", "lora" or None.
+        parallel: ParallelSection, data_parallel being a number. ema, recompute: whether there is one.
+        peak_tflops: of a device, or None.
+    """
+
+    run_mode: str
+    dit: DiTConfig
+    text_encoder: UMT5Config | None
+    video: tuple
+    notes: tuple
+    batch: int
+    batches: int
+    forwards: int
+    compute: int
+    residual: int
+    stored: int
+    flash: bool
+    trained: str | None
+    lora: LoRAConfig | None
+    parallel: ParallelSection
+    ema: bool
+    recompute: bool
+    peak_tflops: float | None
+
+    @property
+    def grid(self):
+        """(T, H, W) tokens."""
+        frames, height, width = latent_grid(*self.video)
+        patch = self.dit.patch_size
+        return (frames, height // patch[1], width // patch[2])
+
+    @property
+    def degree(self):
+        """Processes that share a video."""
+        return self.parallel.skiparse_parallel * self.parallel.ulysses_parallel
+
+    @property
+    def devices(self):
+        """All processes."""
+        return self.parallel.data_parallel * self.degree
+
+
+def read_workload(path, overrides=(), devices=None, video=None):
+    """The Workload of any YAML file of this package that runs a network.
+
+    Args:
+        devices: number of processes; where it is None and the file leaves data_parallel open, the least that the
+            other degrees allow. video: (height, width, frames) instead of what the file or its data say.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a configuration that cannot be run, or of a run_mode that has no network to plan for.
+    """
+    mode = _run_mode(path)
+    if mode not in RUN_MODES:
+        raise ValueError(f"{path} is for run_mode {mode!r}; plan knows {', '.join(RUN_MODES)}")
+    values = {"prompts.prompt": "any", "prompts.prompt_file": None} if mode == "generate" else {}
+    config = load_config(RUN_MODES[mode], path, overrides, values)
+    if video is not None:
+        video = check_bucket(video)
+    make = {"generate": _generation, "post_train": _post_training}.get(mode, _training)
+    return make(config, _parallel(config, devices), video)
+
+
+def _run_mode(path):
+    """run_mode of a YAML file; of one that cannot be read "train", whose reader then says what is wrong with it."""
+    try:
+        return parse_yaml(Path(path).read_text(encoding="utf-8"))["run_mode"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        return "train"
+
+
+def _parallel(config, devices):
+    section = getattr(config, "parallel_config", ParallelSection())
+    dit = config.model.dit
+    degree = section.skiparse_parallel * section.ulysses_parallel
+    data = section.data_parallel
+    if devices is None:
+        data = data or -(-section.parameter_shard // degree)
+        devices = data * degree
+    check_parallel(section, dit, devices)
+    return ParallelSection(data_parallel=devices // degree, skiparse_parallel=section.skiparse_parallel,
+                           ulysses_parallel=section.ulysses_parallel, parameter_shard=section.parameter_shard)
+
+
+def _dtypes(config):
+    """(compute dtype, whether attention is FlashAttentionScore, notes)."""
+    context = config.context
+    on_cpu = context.device_target == "CPU"
+    dtype = context.dtype if context.dtype != "auto" else "fp32" if on_cpu else "bf16"
+    notes = () if context.device_target != "auto" else ("context.device_target is auto: planned for Ascend",)
+    return dtype, not on_cpu and dtype == "bf16", notes
+
+
+def _quant_notes(dit):
+    if not (dit.quant or dit.quant_attention):
+        return ()
+    return ("dit.quant: planned in the compute dtype; what 8 bits save or their scales cost is not counted",)
+
+
+def _training(config, parallel, video):
+    dtype, flash, notes = _dtypes(config)
+    dit, runner, data = config.model.dit, config.runner_config, config.train_dataset
+    size, note = _training_video(data, dit, video)
+    return Workload(
+        run_mode=config.run_mode, dit=dit, text_encoder=None, video=size, notes=notes + note + _quant_notes(dit),
+        batch=runner.batch_size, batches=runner.gradient_accumulation_steps, forwards=1, compute=BYTES[dtype],
+        residual=BYTES[dit.residual_dtype or dtype], stored=4, flash=flash, trained="all", lora=None,
+        parallel=parallel, ema=True, recompute=config.recompute_config.recompute, peak_tflops=runner.peak_tflops)
+
+
+def _training_video(data, dit, video):
+    """((height, width, frames), notes): asked for, or the largest of the data's, or the default."""
+    if video is not None:
+        return video, ()
+    if data.kind == "random":
+        frames, height, width = data.latent_size
+        return (8 * height, 8 * width, 4 * (frames - 1) + 1), ()
+    if (Path(data.path) / INDEX).is_file():
+        largest = max(Cache(data.path).buckets, key=lambda bucket: bucket[0] * bucket[1] * bucket[2])
+        return largest, (f"size of video: the largest bucket of {data.path}",)
+    return DEFAULT_VIDEO, (f"size of video: 720P, 5 s, as there is no cache at {data.path} yet; --video says another",)
+
+
+def _generation(config, parallel, video):
+    dtype, flash, notes = _dtypes(config)
+    size = (config.video.height, config.video.width, config.video.frames)
+    return Workload(
+        run_mode=config.run_mode, dit=config.model.dit, text_encoder=config.model.text_encoder, video=video or size,
+        notes=notes + _quant_notes(config.model.dit), batch=config.sampling.batch_size, batches=config.sampling.steps,
+        forwards=1 if config.sampling.guidance == 1 else 2, compute=BYTES[dtype], residual=BYTES[dtype],
+        stored=BYTES[dtype], flash=flash, trained=None, lora=None, parallel=parallel, ema=False, recompute=False,
+        peak_tflops=None)
+
+
+def _post_training(config, parallel, video):
+    dtype, flash, notes = _dtypes(config)
+    dit, size = config.model.dit, (config.video.height, config.video.width, config.video.frames)
+    pairs = config.rollout.prompts * config.rollout.group_size * config.rollout.window.size
+    batches = -(-pairs // (config.policy.minibatches * config.policy.micro_batch_size * parallel.data_parallel))
+    notes += ("the policy update is planned; rollouts need less memory, rewards have processes of their own",)
+    return Workload(
+        run_mode=config.run_mode, dit=dit, text_encoder=config.model.text_encoder, video=video or size,
+        notes=notes + _quant_notes(dit), batch=config.policy.micro_batch_size, batches=batches,
+        forwards=1 if config.sampling.guidance == 1 else 2, compute=BYTES[dtype],
+        residual=BYTES[dit.residual_dtype or dtype], stored=BYTES[dtype], flash=flash, trained="lora",
+        lora=config.lora, parallel=parallel, ema=True, recompute=config.recompute_config.recompute, peak_tflops=None)

@@ -1,0 +1,121 @@
+"""`plan` on files: figures of the 14B model at 720P, what is printed, and errors; no framework is loaded."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ospnext_ms.__main__ import main
+from tests.data.caches import make_cache
+
+ROOT = Path(__file__).parents[2]
+GENERATE_14B = str(ROOT / "yaml_configs" / "generate" / "14b.yaml")
+TRAIN = """
+run_mode: finetune
+seed: 0
+output_dir: nowhere
+load_checkpoint: nowhere
+context: {device_target: Ascend}
+parallel_config: {skiparse_parallel: 4, ulysses_parallel: 2, parameter_shard: 8}
+model:
+  dit: {dim: 5120, ffn_dim: 13824, num_heads: 40, num_layers: 40, freq_dim: 256, text_dim: 4096, text_len: 512,
+        num_full_blocks: 8}
+runner_config: {steps: 10, batch_size: 1, peak_tflops: 350}
+optimizer: {type: AdamW, betas: [0.9, 0.95], eps: 1.0e-8, weight_decay: 0.01}
+lr_schedule: {type: ConstantWarmUpLR, learning_rate: 1.0e-5, warmup_steps: 2}
+flow: {shift: dynamic}
+ema: {decay: 0.99}
+train_dataset: {kind: cache, path: nowhere}
+recompute_config: {recompute: true}
+callbacks: {save_checkpoint_steps: 5}
+"""
+ONE_DEVICE = ["--set", "parallel_config={}"]
+
+
+@pytest.fixture
+def train_file(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text(TRAIN)
+    return str(path)
+
+
+def figures(capsys, *arguments):
+    assert main(["plan", "--json", "--config", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_training_14b_at_720p_on_eight_devices(train_file, capsys):
+    plan = figures(capsys, train_file)
+    assert plan["parameters"] == plan["trained_parameters"] == 14_288_491_584
+    assert (plan["devices"], plan["tokens"]) == (8, 75600)
+    assert plan["fits"] == {"64": True, "128": True}
+    assert plan["memory"]["without recompute"]["total"] > 128e9
+    assert plan["total"] == plan["memory"]["with recompute"]["total"]
+    assert plan["speed_up"]["operations"] == pytest.approx(1.76, abs=0.006)
+    assert plan["speed_up"]["predicted"] == pytest.approx(1.88, abs=0.015)
+    # Three passes, and a fourth that is recomputation.
+    assert plan["flops"]["step"] == 3 * plan["flops"]["forward"]["total"]
+    assert plan["flops"]["device"] == pytest.approx(4 / 3 * plan["flops"]["step"] / 8)
+    assert plan["flops"]["seconds_at_peak"] == pytest.approx(plan["flops"]["device"] / 350e12)
+
+
+def test_training_14b_does_not_fit_one_device(train_file, capsys):
+    plan = figures(capsys, train_file, *ONE_DEVICE)
+    assert plan["devices"] == 1
+    assert plan["fits"] == {"64": False, "128": False}
+
+
+def test_generating_with_14b_on_one_device(capsys):
+    plan = figures(capsys, GENERATE_14B)
+    assert plan["fits"] == {"64": True, "128": True}
+    assert plan["trained_parameters"] == 0
+    assert plan["flops"]["step"] == 100 * plan["flops"]["forward"]["total"]
+
+
+def test_what_is_printed(train_file, capsys):
+    assert main(["plan", "--config", train_file]) == 0
+    out = capsys.readouterr().out
+    for text in ("grid 21x45x80 = 75,600 tokens", "parameters of the transformer: 14,288,491,584", "optimiser",
+                 "64 GB a device: fits", "128 GB a device: fits", "1.76x fewer operations",
+                 "31 switches, formula 2.25 GB", "as there is no cache at nowhere yet", "memory of a device without recompute"):
+        assert text in out
+    assert main(["plan", "--config", train_file, *ONE_DEVICE]) == 0
+    assert "128 GB a device: does not fit" in capsys.readouterr().out
+
+
+def test_devices_and_size_of_the_video(train_file, tmp_path, capsys):
+    plan = figures(capsys, train_file, "--devices", "64", "--video", "480", "832", "49")
+    assert plan["degrees"] == {"data": 8, "skiparse": 4, "ulysses": 2, "parameter_shard": 8}
+    assert plan["grid"] == [13, 30, 52]
+    make_cache(tmp_path / "cache")
+    plan = figures(capsys, train_file, "--set", f"train_dataset.path={tmp_path}/cache")
+    assert plan["video"] == [32, 48, 9]
+    assert "largest bucket" in plan["notes"][0]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["--devices", "12"], "12 processes run"),
+    (["--set", "parallel_config.skiparse_parallel=3"], "skiparse_parallel is 3"),
+    (["--set", "runner_config.batch_sice=2"], "did you mean batch_size"),
+    (["--set", "parallel_config.ulysses_parallel=3"], "12 does not divide the 40 heads"),
+    (["--video", "700", "1280", "81"], "700"), (["--video", "720", "1280", "80"], "80"),
+])
+def test_what_cannot_be_planned(train_file, capsys, arguments, expected):
+    assert main(["plan", "--config", train_file, *arguments]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_files_without_a_network_to_plan(tmp_path, capsys):
+    assert main(["plan", "--config", str(ROOT / "yaml_configs" / "prepare_data" / "tiny.yaml")]) == 2
+    assert "plan knows generate, train, finetune, post_train" in capsys.readouterr().err
+    assert main(["plan", "--config", str(tmp_path / "none.yaml")]) == 2
+    assert "no configuration file" in capsys.readouterr().err
+
+
+def test_no_framework_is_loaded(train_file):
+    program = ("import sys; from ospnext_ms.__main__ import main; code = main(['plan', '--config', sys.argv[1]]); "
+               "assert 'mindspore' not in sys.modules; sys.exit(code)")
+    done = subprocess.run([sys.executable, "-c", program, train_file], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

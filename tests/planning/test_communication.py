@@ -1,0 +1,130 @@
+"""Planned bytes against what the sequence-parallel code asks its exchanges to send, and against the closed form."""
+
+from collections import Counter
+
+import mindspore as ms
+import pytest
+from mindspore import Tensor, nn, ops
+from mindspore.nn.utils import no_init_parameters
+
+from ospnext_ms.config import ParallelSection
+from ospnext_ms.kernels.collectives import ProcessGroup
+from ospnext_ms.models.config import DiTConfig
+from ospnext_ms.models.dit import OSPNextDiT
+from ospnext_ms.parallel import sequence as parallel_sequence
+from ospnext_ms.parallel.mesh import Mesh, layout
+from ospnext_ms.planning import communication
+from ospnext_ms.planning.workload import Workload
+
+CONFIG = DiTConfig(16, 16, 4, 8, 8, 8, 4, num_full_blocks=4)
+OSP_NEXT_14B = DiTConfig(5120, 13824, 40, 40, 256, 4096, 512, num_full_blocks=8)
+
+
+def workload(dit, video, skiparse, ulysses, **changes):
+    values = dict(
+        run_mode="train", dit=dit, text_encoder=None, video=video, notes=(), batch=1, batches=1, forwards=1, compute=4,
+        residual=4, stored=4, flash=False, trained="all", lora=None, ema=True, recompute=False, peak_tflops=None,
+        parallel=ParallelSection(data_parallel=1, skiparse_parallel=skiparse, ulysses_parallel=ulysses))
+    return Workload(**(values | changes))
+
+
+class CountedExchange(nn.Cell):
+    """Stands in for an exchange between processes: counts what it is asked to send and returns zeros."""
+
+    sent = Counter()
+
+    def __init__(self, group):
+        super().__init__()
+        self.group = group
+
+    def construct(self, x, counts, label):
+        if self.group.size == 1:
+            return x
+        index, width = self.group.index, x.shape[1]
+        if isinstance(counts[0], int):
+            self.sent[label] += (self.group.size - 1) * counts[index] * width * 4
+            return ops.zeros((sum(counts), width), x.dtype)
+        self.sent[label] += (sum(counts[index]) - counts[index][index]) * width * 4
+        return ops.zeros((max(1, sum(row[index] for row in counts)), width), x.dtype)
+
+
+def mesh(rank, skiparse, ulysses):
+    size = skiparse * ulysses
+    groups = layout(size, skiparse, ulysses, 1, rank)
+    members = {f"{kind}_group": ProcessGroup(ranks, ranks.index(rank)) for kind, ranks in groups.items()}
+    return Mesh(rank=rank, size=size, skiparse=skiparse, ulysses=ulysses, **members)
+
+
+@pytest.mark.parametrize(("video", "skiparse", "ulysses"), [((80, 112, 5), 2, 2), ((80, 112, 1), 4, 1),
+                                                           ((64, 64, 1), 1, 2)])
+def test_what_the_network_sends(monkeypatch, video, skiparse, ulysses):
+    for name in ("AllToAll", "GatherShared"):
+        monkeypatch.setattr(parallel_sequence, name, CountedExchange)
+    ranks = []
+    for rank in range(skiparse * ulysses):
+        CountedExchange.sent.clear()
+        sequence = parallel_sequence.ParallelSequence(2, CONFIG.num_heads, mesh(rank, skiparse, ulysses))
+        net = OSPNextDiT(CONFIG, sequence=sequence)
+        latent = ops.zeros((1, 16, (video[2] + 3) // 4, video[0] // 8, video[1] // 8))
+        net(latent, Tensor([1.0], ms.float32), ops.zeros((1, 4, 8)))
+        ranks.append(dict(CountedExchange.sent))
+    most, mean = communication.video_bytes(workload(CONFIG, video, skiparse, ulysses))
+    for label in most:
+        counted = [rank.get(label, 0) for rank in ranks]
+        assert most[label] == max(counted)
+        assert mean[label] == pytest.approx(sum(counted) / len(counted))
+
+
+@pytest.mark.parametrize(("skiparse", "ulysses"), [(4, 1), (4, 2), (2, 2), (2, 4)])
+def test_the_closed_form_where_shards_are_even(skiparse, ulysses):
+    # 16 x 32 patches and 4 frames: every tile of 4 x 4 is whole, every shard equally long.
+    plan = workload(CONFIG, (256, 512, 13), skiparse, ulysses)
+    most, mean = communication.video_bytes(plan)
+    assert most == mean
+    closed = communication.closed_form(plan)
+    assert communication.switches(CONFIG) == 3
+    assert most["switch"] == pytest.approx(3 * closed["switch"])
+    assert most["full"] == pytest.approx(4 * closed["full"])
+    assert most["sparse"] == pytest.approx(4 * closed["sparse"])
+
+
+def test_a_switch_is_a_quarter_of_ulysses_exchanges_of_a_block():
+    closed = communication.closed_form(workload(OSP_NEXT_14B, (768, 1344, 81), 4, 1, compute=2, residual=2))
+    assert closed["switch"] == pytest.approx(closed["full"] / 4)
+    assert closed["sparse"] == 0
+    assert communication.switches(OSP_NEXT_14B) == 31
+
+
+def test_the_mean_of_uneven_shards_is_near_the_closed_form():
+    plan = workload(OSP_NEXT_14B, (720, 1280, 81), 4, 2, compute=2, residual=2)
+    most, mean = communication.video_bytes(plan)
+    closed = communication.closed_form(plan)
+    for label, number in (("switch", 31), ("full", 8), ("sparse", 32)):
+        assert mean[label] == pytest.approx(number * closed[label], rel=0.02)
+        assert mean[label] <= most[label] <= 1.03 * mean[label]
+
+
+def test_bytes_of_a_step():
+    plan = workload(CONFIG, (64, 64, 5), 2, 2)
+    forward = communication.step_bytes(workload(CONFIG, (64, 64, 5), 2, 2, trained=None))
+    step = communication.step_bytes(plan)
+    again = communication.step_bytes(workload(CONFIG, (64, 64, 5), 2, 2, recompute=True, batches=2))
+    for label, passes in (("switch", (2, 2)), ("full", (2, 3)), ("sparse", (2, 3)), ("leave", (1, 1))):
+        assert step[label] == passes[0] * forward[label]
+        assert again[label] == 2 * passes[1] * forward[label]
+    assert forward["weights"] == step["weights"] == 0
+    with no_init_parameters():
+        values = sum(parameter.size for parameter in OSPNextDiT(CONFIG).get_parameters())
+    # A ring sends everything twice but for the own part; nothing is sharded here.
+    assert step["gradients"] == 2 * 3 * 4 * values // 4
+
+
+def test_sharded_weights_are_gathered_and_their_gradients_scattered():
+    parallel = ParallelSection(data_parallel=1, skiparse_parallel=4, parameter_shard=4)
+    step = communication.step_bytes(workload(CONFIG, (64, 64, 5), 4, 1, parallel=parallel))
+    again = communication.step_bytes(workload(CONFIG, (64, 64, 5), 4, 1, parallel=parallel, recompute=True))
+    linears = 8 * (8 * 16 * 16 + 2 * 16 * 16)
+    others = 8 * 16 + 16 * 16 + 8 * 16 + 16 * 16 + 6 * 16 * 16 + 64 * 16
+    assert step["weights"] == step["weight_gradients"] == 3 * (linears + others)
+    assert again["weights"] - step["weights"] == 3 * linears
+    assert again["weight_gradients"] == step["weight_gradients"]

@@ -1,0 +1,121 @@
+"""Memory by part: what must hold whatever the formula, and (slow) the formula against what a process really takes."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ospnext_ms.config import ParallelSection
+from ospnext_ms.models.config import DiTConfig, UMT5Config
+from ospnext_ms.models.lora_config import LoRAConfig
+from ospnext_ms.planning import memory, shapes
+from tests.planning.test_communication import OSP_NEXT_14B, workload
+
+HD = (720, 1280, 81)
+EIGHT = ParallelSection(data_parallel=1, skiparse_parallel=4, ulysses_parallel=2, parameter_shard=8)
+BF16 = dict(compute=2, residual=2, flash=True)
+
+
+def test_weights_optimiser_and_averages_of_the_14b_model():
+    plan = workload(OSP_NEXT_14B, HD, 4, 2, recompute=True, parallel=EIGHT, **BF16)
+    parts = memory.estimate(plan)
+    # All but 0.1 % of the weights is cut in 8; master weights, averages and each moment take 4 bytes.
+    eighth = 14_288_491_584 / 8
+    assert parts.lasting["weights"] == pytest.approx(4 * eighth, rel=0.01)
+    assert parts.lasting["optimiser"] == pytest.approx(8 * eighth, rel=0.01)
+    assert parts.lasting["EMA"] == parts.lasting["weights"]
+    assert parts.phases["backward"]["gradients"] == parts.lasting["weights"]
+    assert parts.phases["backward"]["inputs of the blocks"] == pytest.approx(40 * 75600 / 8 * 5120 * 2, rel=0.03)
+    # One block's linears in bf16: 8 C^2 + 2 C F.
+    assert parts.phases["backward"]["gathered weights"] == 2 * (8 * 5120**2 + 2 * 5120 * 13824)
+
+
+def test_the_peak_is_that_of_the_largest_phase():
+    parts = memory.Memory({"a": 10}, {"x": {"b": 5, "c": 6}, "y": {"d": 8}})
+    assert parts.total == 21
+
+
+def test_recompute_keeps_less():
+    plan = workload(OSP_NEXT_14B, HD, 4, 2, parallel=EIGHT, **BF16)
+    kept, again = (memory.estimate(plan, recompute).total for recompute in (False, True))
+    assert again < kept / 2
+
+
+def test_accumulated_gradients_lie_beside_new_ones():
+    one, two = (memory.estimate(workload(OSP_NEXT_14B, HD, 4, 2, batches=batches, **BF16)) for batches in (1, 2))
+    assert two.phases["backward"]["gradients"] == 2 * one.phases["backward"]["gradients"]
+
+
+def test_activations_grow_with_batch_and_shrink_with_devices():
+    def inputs(skiparse, ulysses, batch=1):
+        plan = workload(OSP_NEXT_14B, HD, skiparse, ulysses, recompute=True, batch=batch, **BF16)
+        return memory.estimate(plan).phases["backward"]["inputs of the blocks"]
+
+    assert inputs(1, 1, batch=3) == 3 * inputs(1, 1)
+    assert inputs(4, 2) == pytest.approx(inputs(1, 1) / 8, rel=0.03)
+
+
+def test_adapters_leave_the_weights_frozen():
+    lora = LoRAConfig(rank=32, alpha=64, targets=("q", "k", "v", "o"))
+    plan = workload(OSP_NEXT_14B, HD, 1, 1, trained="lora", lora=lora, stored=2, recompute=True, forwards=2, **BF16)
+    parts = memory.estimate(plan)
+    adapters = shapes.lora_count(shapes.dit_parameters(OSP_NEXT_14B), lora)
+    assert parts.lasting == {"weights": 2 * 14_288_491_584, "optimiser": 8 * adapters, "adapters": 4 * adapters,
+                             "EMA": 4 * adapters}
+
+
+def test_networks_of_a_generation_take_turns():
+    text_encoder = UMT5Config(256384, 4096, 10240, 64, 24)
+    plan = workload(OSP_NEXT_14B, HD, 1, 1, trained=None, stored=2, text_encoder=text_encoder, **BF16)
+    parts = memory.estimate(plan)
+    assert parts.phases["text"]["text encoder"] == 2 * shapes.umt5_count(text_encoder)
+    assert parts.phases["denoising"]["weights"] == 2 * 14_288_491_584
+    assert parts.total == sum(parts.phases["denoising"].values())
+
+
+def test_attention_without_flash_keeps_its_weights():
+    config = replace(OSP_NEXT_14B, skiparse="full", num_full_blocks=None)
+    with_scores, without = (memory.block_activations(config, 1000, 2, flash, 1000**2) for flash in (False, True))
+    scores = 4 * 40 * 1000**2
+    assert with_scores["self-attention"] - without["self-attention"] > 0.9 * scores
+
+
+MEASURE = """
+import sys
+import resource
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from ospnext_ms.models.config import DiTConfig
+from ospnext_ms.models.dit import OSPNextDiT
+from ospnext_ms.training.network import VelocityLoss
+
+ms.set_context(mode=ms.PYNATIVE_MODE)
+net = OSPNextDiT(DiTConfig(128, 512, 4, int(sys.argv[1]), 64, 32, 16, num_full_blocks=4))
+net.set_train(True)
+gradients = ms.value_and_grad(VelocityLoss(net), None, net.trainable_params())
+x = Tensor(np.ones((1, 16, 4, 48, 48), np.float32))
+loss, values = gradients(x, x * 2, Tensor([0.5], ms.float32), Tensor(np.ones((1, 16, 32), np.float32)))
+loss.asnumpy()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="peak memory is read from getrusage")
+def test_activations_against_the_peak_of_a_process():
+    """Eight sparse blocks more, on CPU in fp32: what the peak grows by against the estimate, weights included."""
+    options = dict(capture_output=True, check=True, text=True, cwd=Path(__file__).parents[2],
+                   env=os.environ | {"GLOG_v": "3"})
+    peaks = [int(subprocess.run([sys.executable, "-c", MEASURE, str(layers)], **options).stdout.split()[-1])
+             for layers in (8, 16)]
+    config, tokens = DiTConfig(128, 512, 4, 16, 64, 32, 16, num_full_blocks=4), 4 * 24 * 24
+    kept = sum(memory.block_activations(config, tokens, 4, False, tokens**2 / 4).values())
+    block = 4 * (shapes.count(shapes.dit_parameters(config))
+                 - shapes.count(shapes.dit_parameters(replace(config, num_layers=8)))) / 8
+    expected = 8 * (kept + 2 * block)
+    print(f"measured {(peaks[1] - peaks[0]) / 8e6:.2f} MB a block, estimated {expected / 8e6:.2f} MB")
+    assert peaks[1] - peaks[0] == pytest.approx(expected, rel=0.2)
