@@ -79,7 +79,8 @@ def test_what_is_printed(train_file, capsys):
     out = capsys.readouterr().out
     for text in ("grid 21x45x80 = 75,600 tokens", "parameters of the transformer: 14,288,491,584", "optimiser",
                  "64 GB a device: fits", "128 GB a device: fits", "1.76x fewer operations",
-                 "31 switches, formula 2.25 GB", "as there is no cache at nowhere yet", "memory of a device without recompute"):
+                 "31 switches, formula 2.25 GB", "as there is no cache at nowhere yet",
+                 "memory of a device without recompute"):
         assert text in out
     assert main(["plan", "--config", train_file, *ONE_DEVICE]) == 0
     assert "128 GB a device: does not fit" in capsys.readouterr().out
