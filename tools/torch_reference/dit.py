@@ -18,7 +18,7 @@ NORM_EPS = 1e-6
 
 def linear(x, layer):
     """`layer` applied in the dtype of its weights."""
-    return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
+    return layer(x.to(layer.weight.dtype))
 
 
 def linear_fp32(x, layer):
@@ -51,11 +51,15 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Projections shared by self- and cross-attention; q and k are RMS-normalised over the full width."""
+    """Projections shared by self- and cross-attention; q and k are RMS-normalised over the full width.
+
+    `attend` is the attention itself, with the arguments of F.scaled_dot_product_attention.
+    """
 
     def __init__(self, dim, num_heads):
         super().__init__()
         self.num_heads = num_heads
+        self.attend = F.scaled_dot_product_attention
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
@@ -79,7 +83,7 @@ class SelfAttention(Attention):
         mask = layout.key_mask_SN
         if mask is not None:
             mask = mask.repeat(batch, 1)[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out = self.attend(q, k, v, attn_mask=mask)
         return linear(rearrange(out, "(b s) h n d -> b s n (h d)", b=batch), self.o)
 
 
@@ -91,7 +95,7 @@ class CrossAttention(Attention):
         k_BLHD = self._heads(self.norm_k(linear(text_BLC, self.k)).to(v_BLHD.dtype))
         q_BSNHD = self._heads(self.norm_q(linear(x_BSNC, self.q)).to(v_BLHD.dtype))
         q = rearrange(q_BSNHD, "b s n h d -> b h (s n) d")
-        out = F.scaled_dot_product_attention(q, k_BLHD.transpose(1, 2), v_BLHD.transpose(1, 2))
+        out = self.attend(q, k_BLHD.transpose(1, 2), v_BLHD.transpose(1, 2))
         return linear(rearrange(out, "b h (s n) d -> b s n (h d)", s=x_BSNC.shape[1]), self.o)
 
 

@@ -1,0 +1,128 @@
+"""OSP-Next's HiFloat8 recipe (arXiv 2605.28691, format arXiv 2409.16626) for torch_reference.dit.
+
+Written independently of ospnext_ms.quant: numbers are rounded by integer operations on their bits, the layer keeps the
+quantised operands of its forward pass, and attention gets q, k and v as they are after dequantisation.
+
+    model = load(build(config), path)        config.quant and config.quant_attention say what is quantised
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ospnext_ms.models.config import QuantConfig
+from tools.torch_reference.dit import Attention, Block, OSPNextDiT
+
+MANTISSA = 23
+EXPONENT_BIAS = 127
+INFINITY_BITS = 0x7F800000
+# The bits of 2^-23, 2^-22 and 40960: where numbers become zero, where they stop doing so, and where infinite.
+ZERO_BELOW, SMALLEST, INFINITE_FROM = 0x34000000, 0x34800000, 0x47200000
+MAX_SCALE = 2.0**126
+
+
+def round_to_hif8(x):
+    """Nearest HiF8 number of every fp32 number, ties away from zero; fp32 of the same shape."""
+    bits = x.contiguous().view(torch.int32)
+    sign, magnitude = bits & -0x80000000, bits & 0x7FFFFFFF
+    distance = ((magnitude >> MANTISSA) - EXPONENT_BIAS).abs()
+    kept = (distance <= 3).int() + (distance <= 7).int() + (distance <= 15).int()
+    dropped = MANTISSA - kept
+    # A carry out of the mantissa moves on into the exponent, as it should.
+    rounded = (magnitude + (1 << (dropped - 1))) >> dropped << dropped
+    rounded = torch.where(magnitude < SMALLEST, SMALLEST, rounded)
+    rounded = torch.where(magnitude < ZERO_BELOW, 0, rounded)
+    rounded = torch.where(magnitude >= INFINITE_FROM, INFINITY_BITS, rounded)
+    rounded = torch.where(magnitude > INFINITY_BITS, magnitude, rounded)
+    # HiF8 has one zero.
+    return torch.where(rounded == 0, 0, rounded | sign).view(torch.float32)
+
+
+def quantise(x, scale_max):
+    """(HiF8 numbers fp32, scale fp32 []): x * scale rounded, where scale brings the largest |x| to `scale_max`.
+
+    Raises ValueError where x is not finite.
+    """
+    x = x.float()
+    amax = x.abs().amax() if x.numel() else x.new_zeros(())
+    if not amax.isfinite():
+        raise ValueError(f"the largest absolute value is {amax.item()}; HiF8 scaling needs finite numbers")
+    scale = torch.where(amax > 0, (torch.full_like(amax, scale_max) / amax).clamp_max(MAX_SCALE), 1.0)
+    return round_to_hif8(x * scale), scale
+
+
+class _Product(torch.autograd.Function):
+    """x w^T with quantised operands, and with the quantised gradient in the backward pass."""
+
+    @staticmethod
+    def forward(x, weight, config):
+        x8, x_scale = quantise(x, config.scale_max_forward)
+        w8, w_scale = quantise(weight, config.scale_max_forward)
+        return (x8 @ w8.t() * (1 / x_scale * (1 / w_scale))).to(x.dtype), x8, x_scale, w8, w_scale
+
+    @staticmethod
+    def setup_context(context, inputs, output):
+        context.save_for_backward(*output[1:])
+        context.mark_non_differentiable(*output[1:])
+        context.config = inputs[2]
+        context.dtypes = inputs[0].dtype, inputs[1].dtype
+
+    @staticmethod
+    def backward(context, dy, *_):
+        x8, x_scale, w8, w_scale = context.saved_tensors
+        g8, g_scale = quantise(dy, context.config.scale_max_backward)
+        dx = g8 @ w8 * (1 / g_scale * (1 / w_scale))
+        dw = g8.t() @ x8 * (1 / g_scale * (1 / x_scale))
+        return dx.to(context.dtypes[0]), dw.to(context.dtypes[1]), None
+
+
+class HiF8Linear(nn.Linear):
+    """nn.Linear with a quantised product. `config`: QuantConfig, the paper's unless set otherwise."""
+
+    config = QuantConfig()
+
+    def forward(self, x):
+        y = _Product.apply(x.flatten(0, -2), self.weight, self.config)[0].unflatten(0, x.shape[:-1])
+        return y if self.bias is None else y + self.bias
+
+
+class _Dequantised(torch.autograd.Function):
+    """x through HiF8 and back; the gradient passes straight through."""
+
+    @staticmethod
+    def forward(context, x, scale_max):
+        x8, scale = quantise(x, scale_max)
+        return (x8 / scale).to(x.dtype)
+
+    @staticmethod
+    def backward(context, dy):
+        return dy, None
+
+
+def hif8_attention(scale_max):
+    """F.scaled_dot_product_attention with quantised q, k and v. ValueError with a mask: padding would be scaled too."""
+
+    def attend(q, k, v, attn_mask=None):
+        if attn_mask is not None:
+            raise ValueError("the HiF8 reference has no padding: both sides of the grid must be divisible by the "
+                             "square of the sparse ratio")
+        return F.scaled_dot_product_attention(*(_Dequantised.apply(x, scale_max) for x in (q, k, v)))
+
+    return attend
+
+
+def build(config):
+    """The OSPNextDiT of a DiTConfig that has quant, quant_attention, both or neither."""
+    if config.quant_config.backend == "native":
+        raise ValueError("quant_config.backend is 'native', which PyTorch has not; valid: 'auto', 'emulate'")
+    model = OSPNextDiT(replace(config, quant=None, quant_attention=None, quant_config=QuantConfig()))
+    for block in model.modules():
+        if config.quant and isinstance(block, Block):
+            for layer in block.modules():
+                if isinstance(layer, nn.Linear):
+                    layer.__class__, layer.config = HiF8Linear, config.quant_config
+        if config.quant_attention and isinstance(block, Attention):
+            block.attend = hif8_attention(config.quant_config.scale_max_forward)
+    return model
