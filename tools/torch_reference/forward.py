@@ -100,7 +100,7 @@ def prepare(base, mode, kernels, attention, sequence):
     if mode.startswith("sparse-8bit"):
         from tools.torch_reference.float8 import quantise
 
-        quantise(model, "row" if mode.endswith("rows") else "tensor")
+        quantise(model, "row" if mode.endswith("rows") else "tensor", "eager" if kernels == "compiled" else kernels)
     if kernels == "compiled":
         for block in model.blocks:
             block.compile(dynamic=False)

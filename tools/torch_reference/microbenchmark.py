@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ospnext_ms.skiparse import SkiparsePlan
-from tools.torch_reference import fused
+from tools.torch_reference import float8, fused
 from tools.torch_reference.attention_backends import attention_backend, candidates
 from tools.torch_reference.sequence import PackedSequence, attend_sub_sequences
 from tools.torch_reference.timing import timed
@@ -70,6 +70,7 @@ def microbenchmark(config, grid, device, dtype):
     with torch.inference_mode():
         _linears(table, config, tokens, device, dtype)
         _elementwise(table, config, grid, tokens, device, dtype)
+        _float8(table, config, tokens, device, dtype)
         fastest_attention(config, grid, device, dtype, table)
         _cross_attention(table, config, tokens, device, dtype)
     return table.rows
@@ -131,6 +132,28 @@ def _triton_variants(table, x, y, gate, factor, shift, weight, tables):
                       num_bytes=4 * x.nbytes)
             table.add(f"rms_norm_rotate, triton, {label}",
                       lambda s=shape: triton_kernels.rms_norm_rotate(y, weight, *tables, **s), num_bytes=2 * y.nbytes)
+
+
+def _float8(table, config, tokens, device, dtype):
+    """8-bit products and the quantisation of their inputs."""
+    name = "triton" if torch.device(device).type == "cuda" else "eager"
+    x, y = (torch.randn(1, tokens, config.dim, device=device, dtype=dtype) for _ in range(2))
+    hidden = torch.randn(1, tokens, config.ffn_dim, device=device, dtype=dtype)
+    gate, factor, shift = (torch.randn(1, config.dim, device=device) for _ in range(3))
+    for scaling in float8.SCALINGS:
+        for inputs, outputs in ((config.dim, config.dim), (config.dim, config.ffn_dim), (config.ffn_dim, config.dim)):
+            with torch.device(device):
+                layer = float8.Float8Linear(torch.nn.Linear(inputs, outputs, dtype=dtype), scaling)
+            quantised = float8.quantised(hidden if inputs == config.ffn_dim else x, scaling)
+            table.add(f"8-bit linear {inputs} -> {outputs}, scale a {scaling}",
+                      lambda f=layer, q=quantised: f(q), 2 * tokens * inputs * outputs)
+            del layer, quantised
+        kernels = float8.kernels(name, scaling)
+        table.add(f"quantise C, scale a {scaling}", lambda k=kernels: k.input_of_linear(x), num_bytes=1.5 * x.nbytes)
+        table.add(f"GELU and quantise FFN, scale a {scaling}",
+                  lambda k=kernels: k.linear_gelu(hidden, lambda h: h), num_bytes=1.5 * hidden.nbytes)
+        table.add(f"update_norm and quantise, scale a {scaling}",
+                  lambda k=kernels: k.update_norm(x, y, gate * 1e-3, factor, shift, dtype), num_bytes=3.5 * x.nbytes)
 
 
 def _cross_attention(table, config, tokens, device, dtype):
