@@ -78,6 +78,20 @@ class _Collective(nn.Cell):
             self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group.name)
 
 
+class _Anchor(nn.Cell):
+    """y, which from now on depends on x, with a gradient of zero.
+
+    A rank that has nothing to send or nothing to receive would otherwise leave exchanges out of its backward pass in
+    which the other ranks wait for it.
+    """
+
+    def construct(self, y, x):
+        return y * 1
+
+    def bprop(self, y, x, out, dout):
+        return dout, ops.zeros_like(x)
+
+
 class AllReduceSum(_Collective):
     """Sum over the ranks of a group; shape and dtype of x. The gradient is the sum of the ranks' gradients."""
 
@@ -149,6 +163,7 @@ class AllToAll(_Collective):
 
     def __init__(self, group):
         super().__init__(group)
+        self.anchor = _Anchor()
         if self.size > 1 and self.native:
             self.all_to_all = ops.AlltoAllV(group.name)
 
@@ -158,7 +173,7 @@ class AllToAll(_Collective):
         width = x_NW.shape[1]
         self.record(label, _rows_to_others(counts, self.index) * _num_bytes((width,), x_NW.dtype))
         if _total(counts) == 0:
-            return ops.zeros((1, width), x_NW.dtype)
+            return self.anchor(ops.zeros((1, width), x_NW.dtype), x_NW)
         if self.native and not _has_idle_rank(counts):
             send, receive = _splits(counts, self.index, width)
             sent = _placement(counts, self.index)[1]
@@ -167,11 +182,14 @@ class AllToAll(_Collective):
 
     def _summed(self, x_NW, counts):
         start, sent, total = _placement(counts, self.index)
-        buffer = _placed(x_NW[:sent], start, total) if sent else ops.zeros((total, x_NW.shape[1]), x_NW.dtype)
+        if sent:
+            buffer = _placed(x_NW[:sent], start, total)
+        else:
+            buffer = self.anchor(ops.zeros((total, x_NW.shape[1]), x_NW.dtype), x_NW)
         buffer = self.all_reduce(buffer)
         parts = [buffer[first:last] for first, last in _incoming(counts, self.index)]
         if len(parts) == 0:
-            return ops.zeros((1, x_NW.shape[1]), x_NW.dtype)
+            return self.anchor(ops.zeros((1, x_NW.shape[1]), x_NW.dtype), buffer)
         return ops.cat(parts, 0)
 
 
@@ -185,6 +203,7 @@ class GatherShared(_Collective):
 
     def __init__(self, group):
         super().__init__(group)
+        self.anchor = _Anchor()
         if self.size > 1 and self.native:
             self.all_gather_v = ops.AllGatherV(group.name)
 
@@ -203,7 +222,7 @@ class GatherShared(_Collective):
             gathered = self.all_reduce(ops.zeros((total, width), x_NW.dtype))
         gathered = ops.stop_gradient(gathered)
         if own == 0:
-            return gathered
+            return self.anchor(gathered, x_NW)
         parts = [x_NW]
         if start:
             parts = [gathered[:start], x_NW]

@@ -36,7 +36,7 @@ class SelfAttention(nn.Cell):
         if self.sparse:
             out_BNHD = self.sequence.attend_sparse(self.attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern)
         else:
-            out_BNHD = self.sequence.attend_full(self.attention, q_BNHD, k_BNHD, v_BNHD)
+            out_BNHD = self.sequence.attend_full(self.attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern)
         return self.o(out_BNHD.reshape(x_BNC.shape))
 
 

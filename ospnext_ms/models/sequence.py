@@ -70,8 +70,8 @@ class PackedSequence(nn.Cell):
         """(cos, sin) [N, D/2] fp32 in the order of `pattern`."""
         return _rope(grid, self.sparse_ratio, pattern, head_dim)
 
-    def attend_full(self, attention, q_BNHD, k_BNHD, v_BNHD):
-        """Every token attends to every token, in whatever order they stand."""
+    def attend_full(self, attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern):
+        """Every token attends to every token, in whatever order they stand (here that of `pattern`)."""
         return attention(q_BNHD, k_BNHD, v_BNHD)
 
     def attend_sparse(self, attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern):

@@ -1,0 +1,152 @@
+"""One of several processes that run all cases of their world size: python -m tests.distributed.worker FOLDER.
+
+Every process also computes each case alone, with the same weights, and writes how far the two are apart to
+FOLDER/rank_N.json.
+"""
+
+import faulthandler
+import json
+import sys
+import time
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from ospnext_ms.config import ParallelSection
+from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
+from ospnext_ms.parallel.gradients import GradientReducer
+from ospnext_ms.parallel.mesh import make_mesh, start_processes, world_size
+from ospnext_ms.parallel.sequence import ParallelSequence
+from ospnext_ms.parallel.sharding import ShardedWeights
+from tests.distributed.cases import MODEL, cases
+from tests.distributed.launch import TIMEOUT_SECONDS
+
+CONFIG = DiTConfig(**MODEL)
+
+
+class Loss(nn.Cell):
+    """Weighted mean of the network's output, and the output."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def construct(self, x, t, text, weight):
+        out = self.net(x, t, text)
+        return (out * weight).mean(), out
+
+
+def random_weights(net, seed=0):
+    """Sets every parameter to random values, none of them zero, the same on all ranks."""
+    rng = np.random.default_rng(seed)
+    for name, parameter in net.parameters_and_names():
+        fan_in = parameter.shape[-1] if len(parameter.shape) > 1 else 1
+        scale = 0.02 if len(parameter.shape) == 1 else fan_in**-0.5
+        offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        values = rng.normal(offset, scale, size=parameter.shape).astype(np.float32)
+        parameter.set_data(Tensor(values))
+
+
+def inputs(grid, batch):
+    """x, t, text and the loss's weights of a case."""
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(batch, 16, grid[0], 2 * grid[1], 2 * grid[2]))
+    t = rng.uniform(0, 1000, size=batch)
+    text = rng.normal(size=(batch, CONFIG.text_len, CONFIG.text_dim))
+    weight = rng.normal(size=x.shape)
+    return [Tensor(a.astype(np.float32)) for a in (x, t, text, weight)]
+
+
+def forward_and_gradients(net, arguments, compiled):
+    """(output, gradients of the trainable parameters)."""
+    value_and_grad = ms.value_and_grad(Loss(net), None, net.trainable_params(), has_aux=True)
+    (_, out), gradients = (ms.jit(value_and_grad) if compiled else value_and_grad)(*arguments)
+    return out, gradients
+
+
+def names_of(net):
+    """Names of the trainable parameters before anything wraps the network, in order."""
+    return [parameter.name for parameter in net.trainable_params()]
+
+
+def alone(grid, batch, known={}):  # noqa: B006
+    """Output and {name: gradient} of one process, kept for the next case that asks."""
+    if (grid, batch) not in known:
+        net = OSPNextDiT(CONFIG)
+        random_weights(net)
+        names = names_of(net)
+        out, gradients = forward_and_gradients(net, inputs(grid, batch), False)
+        known[grid, batch] = out.asnumpy(), {n: g.asnumpy() for n, g in zip(names, gradients, strict=True)}
+    return known[grid, batch]
+
+
+def run(case):
+    """Runs a case on all processes together; what it found, as JSON values."""
+    skiparse, ulysses = map(int, case.degrees.split("x"))
+    mesh = make_mesh(ParallelSection(skiparse_parallel=skiparse, ulysses_parallel=ulysses, parameter_shard=case.shard))
+    net = OSPNextDiT(CONFIG, sequence=ParallelSequence(CONFIG.sparse_ratio, CONFIG.num_heads, mesh))
+    random_weights(net)
+    whole = {name: parameter.asnumpy() for name, parameter in net.parameters_and_names()}
+    sharded = ShardedWeights(net, mesh)
+    names, parameters = names_of(net), net.trainable_params()
+    if case.recompute:
+        for block in net.blocks:
+            block.recompute()
+    arguments = inputs(case.grid, case.batch)
+    out, gradients = forward_and_gradients(net, arguments, case.compiled)
+    traffic = {"bytes": dict(mesh.traffic.bytes), "calls": dict(mesh.traffic.calls)}
+    reducer = GradientReducer(parameters, mesh, sharded)
+    # Mutable, because the values of a plain tuple would be compiled in.
+    gradients = (ms.jit(reducer) if case.compiled else reducer)(ms.mutable(gradients))
+    expected_out, expected = alone(case.grid, case.batch)
+    out = out.asnumpy()
+    return {
+        "forward": float(np.linalg.norm(out - expected_out) / np.linalg.norm(expected_out)),
+        "gradients": gradient_errors(sharded, names, gradients, expected),
+        "norms": norm_error(sharded, parameters, gradients, expected),
+        "weights_equal": all(np.array_equal(sharded.whole(n, p), whole[n])
+                             for n, p in zip(names, parameters, strict=True)),
+        "held": sum(p.size for p in parameters) / sum(a.size for a in whole.values()),
+        "traffic": traffic,
+    }
+
+
+def gradient_errors(sharded, names, gradients, expected):
+    """{name: largest |actual - expected| / (1e-6 + 1e-4 |expected|)}; at most 1 is right."""
+    errors = {}
+    for name, gradient in zip(names, gradients, strict=True):
+        wanted, actual = expected[name], sharded.whole(name, gradient)
+        assert actual.shape == wanted.shape, name
+        errors[name] = float((np.abs(actual - wanted) / (1e-6 + 1e-4 * np.abs(wanted))).max())
+    return errors
+
+
+def norm_error(sharded, parameters, gradients, expected):
+    """Relative error of the gradient's squared norm, added up over shards."""
+    squares = [np.square(gradient.asnumpy().astype(np.float64)).sum() for gradient in gradients]
+    total = sharded.total_squares(parameters, squares).sum()
+    wanted = sum(np.square(gradient.astype(np.float64)).sum() for gradient in expected.values())
+    return float(abs(total - wanted) / wanted)
+
+
+def main(folder, wanted=""):
+    """Joins the processes, runs the cases (whose names contain `wanted`) and writes the results."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    # Errors come up where they are made, and on busy cores a step costs a quarter of the time.
+    ms.runtime.launch_blocking()
+    # A process that waits for another one forever says where.
+    faulthandler.dump_traceback_later(TIMEOUT_SECONDS - 30)
+    mesh = start_processes(ParallelSection(), CONFIG)
+    results = {}
+    for case in cases(world_size()):
+        if wanted and wanted not in case.name:
+            continue
+        start = time.perf_counter()
+        results[case.name] = run(case) | {"seconds": time.perf_counter() - start}
+        Path(folder, f"rank_{mesh.rank}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
