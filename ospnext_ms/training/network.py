@@ -21,7 +21,8 @@ def build_network(section, runtime, mesh=None, recompute=False):
 
         sequence = ParallelSequence(section.sparse_ratio, section.num_heads, mesh)
     residual = DTYPES[section.residual_dtype] if section.residual_dtype else None
-    net = OSPNextDiT(section, runtime.dtype, param_dtype=ms.float32, residual_dtype=residual, sequence=sequence)
+    net = OSPNextDiT(section, runtime.dtype, param_dtype=ms.float32, residual_dtype=residual, sequence=sequence,
+                     video_group=mesh.video_group if mesh is not None else None)
     net.set_train(True)
     if recompute:
         for block in net.blocks:

@@ -32,9 +32,10 @@ def trainer(tmp_path, values, *overrides):
 
 
 def pynative(folder, data, **options):
-    """Settings of a run without compilation, which is quicker for a few steps."""
+    """Settings of a run of one block without compilation, which is quicker for a few steps."""
     values = runs.settings(folder, data, **options)
     values["context"]["mode"] = "pynative"
+    values["model"]["dit"]["num_layers"] = 1
     return values
 
 
@@ -132,7 +133,9 @@ def test_a_half_written_checkpoint_is_named_and_never_used(tmp_path, data, capsy
 
 def test_checkpoints_are_not_overwritten_unasked(tmp_path, data):
     values = pynative(tmp_path / "run", data)
-    CheckpointStore(tmp_path / "run" / "checkpoints").save(1, {"parameters": {"a": np.zeros(1)}}, {})
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    store.save(1, {"parameters": {"a": np.zeros(1)}}, {})
+    store.wait()
     with pytest.raises(ValueError, match="resume_training is false"):
         trainer(tmp_path, values, "resume_training=false")
 
@@ -175,7 +178,8 @@ def _infinite_at(function, call):
 def test_training_starts_from_a_training_checkpoint_or_its_average(tmp_path, data, group):
     trainer(tmp_path, pynative(tmp_path / "first", data, steps=3)).run()
     source = tmp_path / "first" / "checkpoints" / "step_00000003"
-    run = trainer(tmp_path, pynative(tmp_path / "second", data), f"load_checkpoint={source / group}", "run_mode=finetune")
+    second = pynative(tmp_path / "second", data)
+    run = trainer(tmp_path, second, f"load_checkpoint={source / group}", "run_mode=finetune")
     assert run.steps_done == 0
     for name, array in run.state.copy_to_host()["parameters"].items():
         np.testing.assert_array_equal(array, open_checkpoint(source).groups[group][name].numpy())
@@ -242,9 +246,8 @@ def test_figures_evaluation_and_scalars_are_written(tmp_path, data, capsys):
 
 def test_recomputed_blocks_give_the_same_gradients(tmp_path, data):
     values = runs.settings(tmp_path / "run", data)
-    plain, recomputed = (trainer(tmp_path, values, f"recompute_config.recompute={flag}").step for flag in ("false", "true"))
-    inputs = trainer(tmp_path, values).inputs(0)
-    expected, found = plain.gradients(inputs), recomputed.gradients(inputs)
+    plain, recomputed = (trainer(tmp_path, values, f"recompute_config.recompute={on}") for on in ("false", "true"))
+    expected, found = (run.step.gradients(run.inputs(0)) for run in (plain, recomputed))
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
     for value, other in zip(expected.values, found.values, strict=True):
         np.testing.assert_allclose(other.asnumpy(), value.asnumpy(), rtol=1e-4, atol=1e-6)

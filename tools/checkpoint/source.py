@@ -12,6 +12,7 @@ from ospnext_ms.safetensors_io import (
     read_header,
     read_index,
 )
+from ospnext_ms.training.checkpoint_files import is_group, problems_of, read_group
 from tools.checkpoint import torch_file
 
 # Wan2.1's released folder holds the weights of all three networks side by side.
@@ -36,7 +37,8 @@ def open_source(kind: str, path: Path) -> Source:
     """Finds a network's weights at `path` and reads names, dtypes and shapes of them all.
 
     `path` is a .safetensors or PyTorch file, an index of shards, a model's folder (Wan2.1, diffusers, transformers,
-    ours), or a diffusers pipeline's folder with such folders in it.
+    ours), a diffusers pipeline's folder with such folders in it, or a group of a training checkpoint
+    (.../step_00000100/ema), which is compared with its SHA-256.
 
     Raises:
         FileNotFoundError: nothing there, or shards missing (named).
@@ -45,6 +47,11 @@ def open_source(kind: str, path: Path) -> Source:
     """
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    if is_group(path):
+        problems = problems_of(path.parent)
+        if problems:
+            raise ValueError(f"{path} is refused: " + "; ".join(problems))
+        return Source(path, read_group(path), None)
     if path.is_dir() and (path / "model_index.json").is_file():
         path = path / _PIPELINE_FOLDERS[kind]
     weights = _find_weights(kind, path) if path.is_dir() else path

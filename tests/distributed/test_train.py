@@ -1,0 +1,115 @@
+"""Training in real processes: the same losses as in one, and checkpoints that any number of processes takes up."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from ospnext_ms.parallel.mesh import Mesh
+from ospnext_ms.pipelines.runtime import start
+from ospnext_ms.training.checkpoint_files import open_checkpoint
+from ospnext_ms.training.loop import Trainer
+from ospnext_ms.training.monitor import read_metrics
+from tests.distributed.launch import run_workers
+from tests.training import runs
+
+STEPS, MORE = 2, 4
+
+
+def settings(folder, data, steps, mode="pynative", **parallel):
+    values = runs.settings(folder, data, steps, STEPS)
+    values["context"]["mode"] = mode
+    values["runner_config"]["batch_size"] = 2 // parallel.get("data_parallel", 1)
+    values["parallel_config"] = parallel
+    return values
+
+
+def workers(num_workers, folder, **scenarios):
+    """Runs scenarios {name: settings} in processes; {name: [result of rank 0, ...]}."""
+    for name, values in scenarios.items():
+        runs.write_config(folder / f"{name}.yaml", values)
+    status, output = run_workers(num_workers, folder, "-m", "tests.distributed.train_worker", str(folder), *scenarios)
+    assert status == 0, output[-4000:]
+    return {name: [json.loads((folder / f"{name}_rank_{rank}.json").read_text()) for rank in range(num_workers)]
+            for name in scenarios}, output
+
+
+def losses(folder):
+    return [(record["loss"], record["gradient_norm"]) for record in read_metrics(folder)]
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """(data, folder of a run in four processes: two videos, each on two of them, weights spread over all)."""
+    folder = tmp_path_factory.mktemp("four")
+    data = runs.write_cache(folder / "data")
+    workers(4, folder, save=settings(folder / "run", data, STEPS, skiparse_parallel=2, data_parallel=2,
+                                     parameter_shard=4))
+    return data, folder / "run"
+
+
+@pytest.fixture(scope="module")
+def two(four, tmp_path_factory):
+    """(results, output, folder) of two processes that take up the checkpoint of four, and of a run with bad data."""
+    data, source = four
+    folder = tmp_path_factory.mktemp("two")
+    shutil.copytree(source, folder / "run")
+    parallel = dict(skiparse_parallel=1, data_parallel=2, parameter_shard=2)
+    results, output = workers(2, folder, resume=settings(folder / "run", data, MORE, "graph", **parallel),
+                              nan=settings(folder / "nan", data, 3, "graph", **parallel))
+    return results, output, folder
+
+
+@pytest.fixture(scope="module")
+def one(four, tmp_path_factory):
+    """(trainer, weights it took up, folder) of one process that takes up the checkpoint of four."""
+    data, source = four
+    folder = tmp_path_factory.mktemp("one")
+    shutil.copytree(source, folder / "run")
+    config = runs.read_config(folder / "c.yaml", settings(folder / "run", data, MORE))
+    trainer = Trainer(config, start(config.context), Mesh.single())
+    restored = trainer.state.copy_to_host()
+    trainer.run()
+    return trainer, restored, folder / "run"
+
+
+def test_four_processes_have_the_losses_of_one(four, tmp_path):
+    data, folder = four
+    config = runs.read_config(tmp_path / "c.yaml", settings(tmp_path / "run", data, STEPS))
+    Trainer(config, start(config.context), Mesh.single()).run()
+    np.testing.assert_allclose(losses(folder), losses(tmp_path / "run"), rtol=2e-5)
+    expected = open_checkpoint(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}").groups["ema"]
+    found = open_checkpoint(folder / "checkpoints" / f"step_{STEPS:08d}").groups["ema"]
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(found[name].numpy(), tensor.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_saved_by_four_and_taken_up_by_one_bit_by_bit(one, four):
+    _, restored, _ = one
+    stored = open_checkpoint(four[1] / "checkpoints" / f"step_{STEPS:08d}").groups
+    assert stored.keys() == restored.keys()
+    for group, arrays in restored.items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, stored[group][name].numpy(), err_msg=f"{group}/{name}")
+
+
+def test_saved_by_four_and_taken_up_by_two_bit_by_bit(two):
+    results, _, _ = two
+    for result in results["resume"]:
+        assert result["steps_done"] == STEPS
+        assert result["compared"] > 100
+        assert result["wrong"] == []
+
+
+def test_one_and_two_go_on_alike(one, two):
+    np.testing.assert_allclose(losses(two[2] / "run"), losses(one[2]), rtol=1e-4)
+    assert len(losses(one[2])) == MORE
+
+
+def test_bad_data_on_one_rank_stop_all_before_the_update_and_are_named(two):
+    results, _, folder = two
+    for result in results["nan"]:
+        assert result["steps_done"] == 1
+        assert "step 2: loss or gradient is not finite on rank 1 " in result["message"]
+    assert not (folder / "nan" / "checkpoints" / "step_00000002").exists()

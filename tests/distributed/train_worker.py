@@ -1,0 +1,69 @@
+"""One of several processes that train together: python -m tests.distributed.train_worker FOLDER SCENARIO.
+
+Every process writes what it saw to FOLDER/SCENARIO_rank_N.json.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ospnext_ms.config import load_config
+from ospnext_ms.parallel.mesh import start_processes
+from ospnext_ms.pipelines.runtime import start
+from ospnext_ms.training.config import TrainConfig
+from ospnext_ms.training.loop import Trainer
+
+
+def save(config, runtime, mesh):
+    """Trains to the configured step and leaves a checkpoint."""
+    Trainer(config, runtime, mesh).run()
+    return {}
+
+
+def resume(config, runtime, mesh):
+    """Compares what was restored with the checkpoint's whole tensors, then trains on."""
+    trainer = Trainer(config, runtime, mesh)
+    stored = trainer.store.newest().groups
+    wrong = []
+    for group, parameters in trainer.state.groups.items():
+        for name, parameter in parameters.items():
+            if not np.array_equal(trainer.sharded.whole(name, parameter), stored[group][name].numpy()):
+                wrong.append(f"{group}/{name}")
+    steps_done = trainer.steps_done
+    trainer.run()
+    return {"steps_done": steps_done, "compared": sum(map(len, trainer.state.groups.values())), "wrong": wrong}
+
+
+def not_a_number(config, runtime, mesh):
+    """The data of rank 1 are damaged in step 2."""
+    trainer = Trainer(config, runtime, mesh)
+    good = trainer.source.arrays
+
+    def arrays(step):
+        latents, text = good(step)
+        return (latents * np.nan if mesh.rank == 1 and step == 1 else latents), text
+
+    trainer.source.arrays = arrays
+    try:
+        trainer.run()
+    except FloatingPointError as error:
+        return {"message": str(error), "steps_done": trainer.steps_done}
+    return {"message": "trained to the end"}
+
+
+def main(folder, *scenarios):
+    """Joins the processes and runs scenarios, each with FOLDER/SCENARIO.yaml; all have the same parallel_config."""
+    folder = Path(folder)
+    configs = {name: load_config(TrainConfig, folder / f"{name}.yaml") for name in scenarios}
+    first = next(iter(configs.values()))
+    runtime = start(first.context)
+    mesh = start_processes(first.parallel_config, first.model.dit)
+    for name, config in configs.items():
+        result = {"save": save, "resume": resume, "nan": not_a_number}[name](config, runtime, mesh)
+        (folder / f"{name}_rank_{mesh.rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
