@@ -12,33 +12,8 @@ from tests.data.caches import make_cache
 
 ROOT = Path(__file__).parents[2]
 GENERATE_14B = str(ROOT / "yaml_configs" / "generate" / "14b.yaml")
-TRAIN = """
-run_mode: finetune
-seed: 0
-output_dir: nowhere
-load_checkpoint: nowhere
-context: {device_target: Ascend}
-parallel_config: {skiparse_parallel: 4, ulysses_parallel: 2, parameter_shard: 8}
-model:
-  dit: {dim: 5120, ffn_dim: 13824, num_heads: 40, num_layers: 40, freq_dim: 256, text_dim: 4096, text_len: 512,
-        num_full_blocks: 8}
-runner_config: {steps: 10, batch_size: 1, peak_tflops: 350}
-optimizer: {type: AdamW, betas: [0.9, 0.95], eps: 1.0e-8, weight_decay: 0.01}
-lr_schedule: {type: ConstantWarmUpLR, learning_rate: 1.0e-5, warmup_steps: 2}
-flow: {shift: dynamic}
-ema: {decay: 0.99}
-train_dataset: {kind: cache, path: nowhere}
-recompute_config: {recompute: true}
-callbacks: {save_checkpoint_steps: 5}
-"""
+TRAIN_14B = str(ROOT / "yaml_configs" / "train" / "14b.yaml")
 ONE_DEVICE = ["--set", "parallel_config={}"]
-
-
-@pytest.fixture
-def train_file(tmp_path):
-    path = tmp_path / "train.yaml"
-    path.write_text(TRAIN)
-    return str(path)
 
 
 def figures(capsys, *arguments):
@@ -46,8 +21,8 @@ def figures(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
-def test_training_14b_at_720p_on_eight_devices(train_file, capsys):
-    plan = figures(capsys, train_file)
+def test_training_14b_at_720p_on_eight_devices(capsys):
+    plan = figures(capsys, TRAIN_14B, "--set", "runner_config.peak_tflops=350")
     assert plan["parameters"] == plan["trained_parameters"] == 14_288_491_584
     assert (plan["devices"], plan["tokens"]) == (8, 75600)
     assert plan["fits"] == {"64": True, "128": True}
@@ -61,8 +36,8 @@ def test_training_14b_at_720p_on_eight_devices(train_file, capsys):
     assert plan["flops"]["seconds_at_peak"] == pytest.approx(plan["flops"]["device"] / 350e12)
 
 
-def test_training_14b_does_not_fit_one_device(train_file, capsys):
-    plan = figures(capsys, train_file, *ONE_DEVICE)
+def test_training_14b_does_not_fit_one_device(capsys):
+    plan = figures(capsys, TRAIN_14B, *ONE_DEVICE)
     assert plan["devices"] == 1
     assert plan["fits"] == {"64": False, "128": False}
 
@@ -74,24 +49,35 @@ def test_generating_with_14b_on_one_device(capsys):
     assert plan["flops"]["step"] == 100 * plan["flops"]["forward"]["total"]
 
 
-def test_what_is_printed(train_file, capsys):
-    assert main(["plan", "--config", train_file]) == 0
+@pytest.mark.parametrize(("file", "devices", "trained"), [
+    ("train/1_3b", 8, 1_418_996_800), ("train/tiny", 1, None), ("generate/1_3b", 1, 0), ("generate/tiny", 1, 0),
+    ("post_train/tiny", 1, None),
+])
+def test_all_kinds_of_runs_can_be_planned(file, devices, trained, capsys):
+    plan = figures(capsys, str(ROOT / "yaml_configs" / f"{file}.yaml"))
+    assert plan["devices"] == devices
+    assert plan["total"] > 0
+    assert trained is None or plan["trained_parameters"] == trained
+
+
+def test_what_is_printed(capsys):
+    assert main(["plan", "--config", TRAIN_14B]) == 0
     out = capsys.readouterr().out
     for text in ("grid 21x45x80 = 75,600 tokens", "parameters of the transformer: 14,288,491,584", "optimiser",
                  "64 GB a device: fits", "128 GB a device: fits", "1.76x fewer operations",
-                 "31 switches, formula 2.25 GB", "as there is no cache at nowhere yet",
+                 "31 switches, formula 2.25 GB", "as there is no cache at data/720p yet",
                  "memory of a device without recompute"):
         assert text in out
-    assert main(["plan", "--config", train_file, *ONE_DEVICE]) == 0
+    assert main(["plan", "--config", TRAIN_14B, *ONE_DEVICE]) == 0
     assert "128 GB a device: does not fit" in capsys.readouterr().out
 
 
-def test_devices_and_size_of_the_video(train_file, tmp_path, capsys):
-    plan = figures(capsys, train_file, "--devices", "64", "--video", "480", "832", "49")
+def test_devices_and_size_of_the_video(tmp_path, capsys):
+    plan = figures(capsys, TRAIN_14B, "--devices", "64", "--video", "480", "832", "49")
     assert plan["degrees"] == {"data": 8, "skiparse": 4, "ulysses": 2, "parameter_shard": 8}
     assert plan["grid"] == [13, 30, 52]
     make_cache(tmp_path / "cache")
-    plan = figures(capsys, train_file, "--set", f"train_dataset.path={tmp_path}/cache")
+    plan = figures(capsys, TRAIN_14B, "--set", f"train_dataset.path={tmp_path}/cache")
     assert plan["video"] == [32, 48, 9]
     assert "largest bucket" in plan["notes"][0]
 
@@ -103,8 +89,8 @@ def test_devices_and_size_of_the_video(train_file, tmp_path, capsys):
     (["--set", "parallel_config.ulysses_parallel=3"], "12 does not divide the 40 heads"),
     (["--video", "700", "1280", "81"], "700"), (["--video", "720", "1280", "80"], "80"),
 ])
-def test_what_cannot_be_planned(train_file, capsys, arguments, expected):
-    assert main(["plan", "--config", train_file, *arguments]) == 2
+def test_what_cannot_be_planned(capsys, arguments, expected):
+    assert main(["plan", "--config", TRAIN_14B, *arguments]) == 2
     assert expected in capsys.readouterr().err
 
 
@@ -115,8 +101,8 @@ def test_files_without_a_network_to_plan(tmp_path, capsys):
     assert "no configuration file" in capsys.readouterr().err
 
 
-def test_no_framework_is_loaded(train_file):
+def test_no_framework_is_loaded():
     program = ("import sys; from ospnext_ms.__main__ import main; code = main(['plan', '--config', sys.argv[1]]); "
                "assert 'mindspore' not in sys.modules; sys.exit(code)")
-    done = subprocess.run([sys.executable, "-c", program, train_file], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program, TRAIN_14B], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
