@@ -1,6 +1,6 @@
 """`python -m ospnext_ms train`: fine-tunes a transformer on prepared videos; the same command resumes it."""
 
-from ospnext_ms.parallel.mesh import check_parallel, world_size
+from ospnext_ms.parallel.degrees import check_parallel, world_size
 from ospnext_ms.training.config import TrainConfig
 from ospnext_ms.yaml_reader import load_config
 
