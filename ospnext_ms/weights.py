@@ -6,13 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ospnext_ms.safetensors_io import (
-    DTYPE_BYTES,
-    MAX_SHARD_BYTES,
-    ArrayTensor,
-    read_headers,
-    write_checkpoint,
-)
+from ospnext_ms.quant.storage import read_weights
+from ospnext_ms.safetensors_io import DTYPE_BYTES, MAX_SHARD_BYTES, ArrayTensor, write_checkpoint
 
 _DTYPE_OF_MINDSPORE = {
     "Float64": "F64", "Float32": "F32", "Float16": "F16", "BFloat16": "BF16", "Int64": "I64", "Int32": "I32",
@@ -24,7 +19,7 @@ _FLOATS = (*_NUMPY_FLOATS, "BF16")
 
 
 def load_weights(cell, path: str | os.PathLike):
-    """Loads a checkpoint into a Cell: every parameter, and nothing else.
+    """Loads a checkpoint into a Cell: every parameter, and nothing else. Weights stored as HiF8 are decoded.
 
     `path` is a safetensors file, a folder with one or with shards and their index, or an index. All names, shapes and
     kinds of dtype are compared with the Cell's parameters from the files' headers first, so a checkpoint that does
@@ -37,7 +32,7 @@ def load_weights(cell, path: str | os.PathLike):
     """
     import mindspore
 
-    stored = read_headers(path)
+    stored = read_weights(path)
     parameters = dict(cell.parameters_and_names())
     report = mismatch_report({name: parameter.shape for name, parameter in parameters.items()},
                              {name: tensor.shape for name, tensor in stored.items()})

@@ -3,6 +3,7 @@
     python tools/convert_checkpoint.py dit  --source Wan2.1-T2V-1.3B --target checkpoints/dit
     python tools/convert_checkpoint.py umt5 --source models_t5_umt5-xxl-enc-bf16.pth --target checkpoints/umt5
     python tools/convert_checkpoint.py vae  --source checkpoints/vae --target vae.pth --direction mindspore-to-torch
+    python tools/convert_checkpoint.py dit  --source checkpoints/dit --target checkpoints/dit_hif8 --quant hif8
 
 The source may be a .safetensors or .pth file, shards with their index, or a model's folder, in Wan2.1's original
 naming or in that of diffusers and transformers. Every name and shape is checked before the first byte is written, and
@@ -11,6 +12,7 @@ nothing incomplete ever stands under the target's name. Memory needed: below 1 G
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -33,17 +35,24 @@ def build_parser():
                         help="names towards PyTorch: Wan2.1's, or those of diffusers and transformers")
     parser.add_argument("--config", type=Path,
                         help="config.json or a run's YAML with the sizes, instead of the source's own config.json")
+    parser.add_argument("--quant", choices=("hif8",), help="store the transformer's matrices in 8 bits, for inference")
+    parser.add_argument("--quant-report", type=Path, help="JSON file for the relative error of every tensor in 8 bits")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is already there")
     return parser
 
 
 def main(arguments=None):
     """Runs the command line; returns the exit status."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.quant_report and not options.quant:
+        parser.error("--quant-report goes with --quant")
     try:
         summary = convert(options.kind, options.source, options.target, options.direction,
                           target_naming=options.target_naming, config=options.config, overwrite=options.overwrite,
-                          show_progress=True)
+                          quant=options.quant, show_progress=True)
+        if options.quant_report:
+            options.quant_report.write_text(json.dumps(summary.hif8_errors, indent=1) + "\n")
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

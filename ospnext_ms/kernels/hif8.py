@@ -17,8 +17,6 @@ from ospnext_ms.kernels.device import on_ascend
 from ospnext_ms.quant import format as hif8
 
 BACKENDS = ("auto", "native", "emulate")
-# Largest scale: beyond it 1 / scale would not be a normal fp32 number.
-MAX_SCALE = 2.0**126
 PROBE_SIZE = 16
 ALONE = ProcessGroup()
 
@@ -109,7 +107,7 @@ def scale_for(amax, scale_max):
     1 where amax is 0. NaN where amax is not finite, so that everything computed from it is NaN: a graph cannot raise.
     """
     # A tensor over a tensor: the CPU backend multiplies a number over a tensor by a reciprocal, one unit off at times.
-    scale = ops.minimum(ops.full_like(amax, scale_max) / amax, Tensor(MAX_SCALE, ms.float32))
+    scale = ops.minimum(ops.full_like(amax, scale_max) / amax, Tensor(hif8.MAX_SCALE, ms.float32))
     scale = ops.where(amax == 0, ops.ones_like(amax), scale)
     return ops.where(amax < np.inf, scale, ops.full_like(amax, np.nan))
 
@@ -257,11 +255,9 @@ def _amax(x):
 @cache
 def _scale_function(scale_max):
     def scale(x):
-        amax = _amax(x)
-        if not np.isfinite(amax[0]):
-            return np.full(1, np.nan, np.float32)
-        with np.errstate(all="ignore"):
-            return np.where(amax == 0, np.float32(1), np.minimum(np.float32(scale_max) / amax, np.float32(MAX_SCALE)))
+        amax = _amax(x)[0]
+        with np.errstate(over="ignore"):
+            return np.array([hif8.scale_of(amax, scale_max) if np.isfinite(amax) else np.nan], np.float32)
 
     return scale
 

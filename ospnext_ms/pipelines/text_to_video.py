@@ -20,7 +20,7 @@ from ospnext_ms.models.umt5 import UMT5Encoder
 from ospnext_ms.models.vae import Tiling, WanVAE
 from ospnext_ms.pipelines.requests import starting_noise
 from ospnext_ms.pipelines.runtime import release_memory
-from ospnext_ms.safetensors_io import read_headers
+from ospnext_ms.quant.storage import read_weights
 from ospnext_ms.weights import load_weights, mismatch_report
 
 # Latent frames of a whole run. Compiling the VAE takes as long as decoding about 8 without (tiny model on CPU).
@@ -171,7 +171,7 @@ class TextToVideo:
     def _check_checkpoint(self, name):
         path = getattr(self.config.model, name).checkpoint
         expected = {key: parameter.shape for key, parameter in self._build(name).parameters_and_names()}
-        report = mismatch_report(expected, {key: tensor.shape for key, tensor in read_headers(path).items()})
+        report = mismatch_report(expected, {key: tensor.shape for key, tensor in read_weights(path).items()})
         if report:
             raise ValueError(f"model.{name}: {path} does not fit the configured shape:\n" + "\n".join(report))
 

@@ -17,6 +17,8 @@ ZERO, NAN, INF, NEGATIVE_INF = 0x00, 0x80, 0x6F, 0xEF
 MAX_VALUE = 32768.0
 MIN_VALUE = 2.0**-22
 OVERFLOW = 40960.0
+# Largest scale: beyond it 1 / scale would not be a normal fp32 number.
+MAX_SCALE = 2.0**126
 # Where a tensor's largest number is scaled to: the top of the band with 3 mantissa bits, and with 2.
 SCALE_MAX_FORWARD = 15.0
 SCALE_MAX_BACKWARD = 224.0
@@ -101,6 +103,13 @@ def decode(codes):
 def round_nearest(x):
     """Every number's nearest HiF8 value: fp32, shape of x, which is fp32 and contiguous. Signalling NaNs excepted."""
     return np.take(nearest_values(), x.view(np.uint32) >> 16)
+
+
+def scale_of(amax, scale_max):
+    """Scale that brings `amax`, a number, to `scale_max`: fp32; 1 where amax is 0. ValueError: amax is not finite."""
+    if not np.isfinite(amax):
+        raise ValueError(f"the largest absolute value is {amax}; HiF8 scaling needs finite numbers")
+    return np.float32(1) if amax == 0 else min(np.float32(scale_max) / np.float32(amax), np.float32(MAX_SCALE))
 
 
 def check_rounding(rounding, seed):

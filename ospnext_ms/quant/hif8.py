@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from ospnext_ms.kernels.hif8 import MAX_SCALE, Amax, Quantize, scale_for
+from ospnext_ms.kernels.hif8 import Amax, Quantize, scale_for
 from ospnext_ms.quant import format as _format
 from ospnext_ms.quant.format import MAX_VALUE, NAN, ROUNDINGS, check_rounding
 from ospnext_ms.quant.layers import HiF8Linear
@@ -53,18 +53,11 @@ def _array(x, scale_max, rounding, seed):
     scale = np.float32(1)
     if scale_max is not None:
         amax = np.float32(max(x.max(), -x.min()) if x.size else 0)
-        scale = scale_of(amax, scale_max)
+        scale = _format.scale_of(amax, scale_max)
         x = x * scale
     if rounding == "nearest":
         return (_format.round_nearest(x) / scale).astype(dtype, copy=False)
     return (_format.decode(_format.encode(x, rounding, seed)) / scale).astype(dtype, copy=False)
-
-
-def scale_of(amax, scale_max):
-    """Scale that brings `amax`, a number, to `scale_max`: fp32; 1 where amax is 0. ValueError: amax is not finite."""
-    if not np.isfinite(amax):
-        raise ValueError(f"the largest absolute value is {amax}; HiF8 scaling needs finite numbers")
-    return np.float32(1) if amax == 0 else min(np.float32(scale_max) / np.float32(amax), np.float32(MAX_SCALE))
 
 
 def _tensor(x, scale_max, rounding, seed):
@@ -73,7 +66,7 @@ def _tensor(x, scale_max, rounding, seed):
         amax = _amax()(x)
         scale = scale_for(amax, scale_max)
         if not np.isfinite(scale.asnumpy()).all():
-            scale_of(amax.asnumpy()[0], scale_max)
+            _format.scale_of(amax.asnumpy()[0], scale_max)
     if rounding == "nearest":
         return (_quantize()(x, scale) / scale).astype(x.dtype)
     scaled = (x.astype(ms.float32) * scale).asnumpy()

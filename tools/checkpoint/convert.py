@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ospnext_ms.safetensors_io import MAX_SHARD_BYTES, check_target, write_checkpoint
 from ospnext_ms.weights import mismatch_report
 from ospnext_ms.yaml_reader import parse_yaml
+from tools.checkpoint import quantised
 from tools.checkpoint.names import NAMINGS, detect_naming, drop_superfluous, to_naming
 from tools.checkpoint.shapes import KINDS, expected_shapes
 from tools.checkpoint.sizes import infer_sizes, sizes_from_config
@@ -39,6 +40,7 @@ class Summary:
     nbytes: int
     files: list
     dropped: Mapping[str, list]
+    hif8_errors: Mapping[str, float]
 
     def __str__(self):
         dtypes = ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())
@@ -49,26 +51,32 @@ class Summary:
             f"file{'s' if len(self.files) > 1 else ''}: {', '.join(self.files[:3])}"
             + (" ..." if len(self.files) > 3 else ""),
         ]
+        if self.hif8_errors:
+            errors = sorted(self.hif8_errors.items(), key=lambda item: item[1])
+            (best, low), (worst, high) = errors[0], errors[-1]
+            lines.append(f"  HiF8: {len(errors)} tensors, relative error {low:.4f} ({best}) to {high:.4f} ({worst}), "
+                         f"median {errors[len(errors) // 2][1]:.4f}")
         for reason, names in self.dropped.items():
             lines.append(f"  left out, {reason} ({len(names)}): {', '.join(names[:3])}{' ...' if names[3:] else ''}")
         return "\n".join(lines)
 
 
 def convert(kind: str, source: Path, target: Path, direction: str = DIRECTIONS[0], *, target_naming: str = "original",
-            config: Path | None = None, overwrite: bool = False, max_shard_bytes: float = MAX_SHARD_BYTES,
-            show_progress: bool = False) -> Summary:
+            config: Path | None = None, overwrite: bool = False, quant: str | None = None,
+            max_shard_bytes: float = MAX_SHARD_BYTES, show_progress: bool = False) -> Summary:
     """Converts a checkpoint; dtypes are kept. Nothing appears under `target` before it is complete.
 
     `target` is a folder (shards of at most `max_shard_bytes` with an index, and the config.json where the naming stays
     the same), a .safetensors file or, towards PyTorch, a .pth file. `config` is a config.json or a run's YAML that
     gives the sizes; without it those of the source's config.json hold, and what neither says is read off the shapes.
+    `quant` "hif8" stores the blocks' matrices of a transformer in 8 bits (ospnext_ms.quant.storage).
 
     Raises:
         FileNotFoundError, FileExistsError, ImportError: see open_source and write_checkpoint.
         ValueError: missing, unexpected or misshapen tensors (listed), or options that do not go together.
         OSError: the disk is too small; what was written is removed.
     """
-    _check_options(kind, target, direction, target_naming)
+    _check_options(kind, target, direction, target_naming, quant)
     check_target(target, overwrite)
     opened = open_source(kind, source)
     naming = detect_naming(kind, opened.tensors)
@@ -78,6 +86,9 @@ def convert(kind: str, source: Path, target: Path, direction: str = DIRECTIONS[0
     _check_tensors(opened.path, kind, sizes, {to_naming(kind, name, naming): shape for name, shape in expected.items()},
                    tensors)
     renamed = {to_naming(kind, name, target_naming): tensors[to_naming(kind, name, naming)] for name in expected}
+    codes = {}
+    if quant:
+        renamed, codes = quantised.quantise(renamed)
     total = sum(tensor.nbytes for tensor in renamed.values())
     _check_space(target, total)
     with tqdm(total=total, unit="B", unit_scale=True, disable=not show_progress, desc=kind) as bar:
@@ -94,14 +105,20 @@ def convert(kind: str, source: Path, target: Path, direction: str = DIRECTIONS[0
                 extra_files={"config.json": json.dumps(opened.config, indent=2).encode()} if keeps_config else None,
             )
     dtypes = Counter(tensor.dtype for tensor in renamed.values())
-    return Summary(kind, opened.path, target, naming, target_naming, sizes, origin, dtypes, total, files, dropped)
+    errors = {name: tensor.error for name, tensor in codes.items()}
+    return Summary(kind, opened.path, target, naming, target_naming, sizes, origin, dtypes, total, files, dropped,
+                   errors)
 
 
-def _check_options(kind, target, direction, target_naming):
+def _check_options(kind, target, direction, target_naming, quant):
     for name, value, valid in (("kind", kind, KINDS), ("direction", direction, DIRECTIONS),
                                ("target naming", target_naming, NAMINGS)):
         if value not in valid:
             raise ValueError(f"{name} is {value!r}; valid: {', '.join(valid)}")
+    if quant not in (None, "hif8"):
+        raise ValueError(f"quant is {quant!r}; valid: hif8")
+    if quant and (kind != "dit" or direction != "torch-to-mindspore"):
+        raise ValueError(f"quant {quant!r} goes with dit and torch-to-mindspore, not with {kind} and {direction}")
     if direction == "torch-to-mindspore":
         if target_naming != "original":
             raise ValueError("the MindSpore networks have the original names; another --target-naming goes with "
