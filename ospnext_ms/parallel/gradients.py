@@ -10,56 +10,52 @@ A sharded weight's gradient has been summed over the ranks of its shard group wh
 
 import math
 
-from mindspore import nn, ops
+from mindspore import ops
 
 from ospnext_ms.kernels.collectives import AllReduceSum
 
 BUCKET_BYTES = 2**26
 
 
-class GradientReducer(nn.Cell):
+class GradientReducer:
     """The rank's gradients -> gradients of the mean loss over all videos, in few collectives.
+
+    Called outside compiled functions: a graph that loops over the thousand parameters of a large model exceeds
+    MindSpore's depth of calls, and there is nothing in it to gain.
 
     Args:
         parameters: the trained parameters. mesh: parallel.mesh.Mesh. sharded: ShardedWeights of the network.
-
-    Inputs: one gradient a parameter, in their order, shapes of the parameters. Output: a tuple of the same; equal on
-    all ranks, or for sharded weights on all that hold the same shard.
     """
 
     def __init__(self, parameters, mesh, sharded):
-        super().__init__()
         parameters = list(parameters)
         whole = [i for i, parameter in enumerate(parameters) if not sharded.holds(parameter)]
         shards = [i for i, parameter in enumerate(parameters) if sharded.holds(parameter)]
-        self.scale = 1.0 / mesh.data_size
-        self.count = len(parameters)
-        self.sum_whole = AllReduceSum(mesh.world_group)
-        self.sum_shards = AllReduceSum(mesh.replica_group)
-        self.whole_buckets = _buckets(parameters, whole)
-        self.shard_buckets = _buckets(parameters, shards)
+        self._scale = 1.0 / mesh.data_size
+        self._buckets = [(AllReduceSum(mesh.world_group), bucket) for bucket in _buckets(parameters, whole)]
+        self._buckets += [(AllReduceSum(mesh.replica_group), bucket) for bucket in _buckets(parameters, shards)]
 
-    def construct(self, gradients):
-        reduced = [None] * self.count
-        for indices, sizes in self.whole_buckets:
-            for i, gradient in zip(indices, self._fused(self.sum_whole, gradients, indices, sizes)):  # noqa: B905
-                reduced[i] = gradient
-        for indices, sizes in self.shard_buckets:
-            for i, gradient in zip(indices, self._fused(self.sum_shards, gradients, indices, sizes)):  # noqa: B905
-                reduced[i] = gradient
+    def __call__(self, gradients):
+        """One gradient a parameter, in their order -> a tuple of the same.
+
+        Equal on all ranks, or for sharded weights on all that hold the same shard.
+        """
+        reduced = list(gradients)
+        for all_reduce, bucket in self._buckets:
+            if all_reduce.size == 1:
+                sums = [gradients[i] for i in bucket]
+            else:
+                flat = all_reduce(ops.cat([gradients[i].reshape(-1) for i in bucket], 0), "gradients")
+                sums = ops.split(flat, [gradients[i].size for i in bucket])
+            for i, total in zip(bucket, sums, strict=True):
+                reduced[i] = total.reshape(gradients[i].shape)
+                if self._scale != 1:
+                    reduced[i] = reduced[i] * self._scale
         return tuple(reduced)
-
-    def _fused(self, all_reduce, gradients, indices, sizes):
-        """Sums the gradients of a bucket over the group in one collective and scales them."""
-        if all_reduce.size == 1:
-            return [gradients[i] * self.scale for i in indices]
-        flat = ops.cat([gradients[i].reshape(-1) for i in indices], 0)
-        parts = ops.split(all_reduce(flat, "gradients") * self.scale, sizes)
-        return [part.reshape(gradients[i].shape) for i, part in zip(indices, parts)]  # noqa: B905  (no graph syntax)
 
 
 def _buckets(parameters, indices):
-    """((indices, sizes), ...): parameters of one dtype, together at most BUCKET_BYTES (or a single larger one)."""
+    """Indices in lists, each of parameters of one dtype, together at most BUCKET_BYTES (or a single larger one)."""
     buckets, open_buckets = [], {}
     for i in indices:
         parameter = parameters[i]
@@ -69,5 +65,4 @@ def _buckets(parameters, indices):
             buckets.append(bucket)
             bucket, filled = [], 0
         open_buckets[parameter.dtype] = ([*bucket, i], filled + num_bytes)
-    buckets += [bucket for bucket, _ in open_buckets.values()]
-    return tuple((tuple(bucket), tuple(math.prod(parameters[i].shape) for i in bucket)) for bucket in buckets)
+    return buckets + [bucket for bucket, _ in open_buckets.values()]

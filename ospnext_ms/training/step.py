@@ -86,7 +86,7 @@ class TrainStep:
         self._gather = AllGather(mesh.world_group)
         self._reduce = None
         if mesh.size > 1:
-            self._reduce = runtime.compile(GradientReducer(optimizer.parameters, mesh, sharded))
+            self._reduce = GradientReducer(optimizer.parameters, mesh, sharded)
 
     def gradients(self, micro_batches):
         """Mean loss and gradient over several batches of equal size and over all processes.
