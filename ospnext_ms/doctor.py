@@ -122,6 +122,16 @@ def check_jit():
     return f"compiled and PyNative results differ by {error:.0e}"
 
 
+def check_hif8():
+    """The device multiplies HiFloat8 matrices itself, and as the emulation does."""
+    from ospnext_ms.kernels.hif8 import probe_native
+
+    works, found = probe_native()
+    if not works:
+        raise ValueError(found)
+    return found
+
+
 def check_video():
     """H.264 is written and read back."""
     import numpy as np
@@ -186,6 +196,7 @@ CHECKS = (
     Check("MindSpore", check_mindspore, "nothing runs; install the packages of requirements.txt", required=True),
     Check("graph compilation", check_jit, "set context.mode=pynative, which is several times slower"),
     Check("Ascend", check_ascend, "networks run on the CPU in fp32: enough for the tiny model, not for 1.3B and 14B"),
+    Check("native HiFloat8", check_hif8, "dit.quant: hif8 is emulated: right results, but slower than without it"),
     Check("H.264 video", check_video, "videos cannot be written; install the package av", required=True),
     Check("PNG", check_png, "contact sheets cannot be written; install opencv-python-headless", required=True),
     Check("tokenizer", check_tokenizer, "prompts cannot be read; install transformers and ftfy", required=True),

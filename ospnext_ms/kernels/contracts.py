@@ -7,10 +7,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from ospnext_ms.kernels import hif8
 from ospnext_ms.kernels.activations import GELU
 from ospnext_ms.kernels.attention import Attention, default_attention
 from ospnext_ms.kernels.device import on_ascend
 from ospnext_ms.kernels.norms import layer_norm, rms_norm
+from ospnext_ms.quant.format import nearest_values, round_nearest
 
 # Largest relative Frobenius error: a few roundings of the dtype.
 TOLERANCE = {ms.float32: 1e-5, ms.bfloat16: 2e-2}
@@ -70,9 +72,34 @@ def check_gelu():
     return _report(GELU()(3 * x), expected, ms.float32)
 
 
+def check_hif8_rounding():
+    """Rounding to HiF8 of every bf16 number, exactly, without a scale."""
+    numbers = (np.arange(65536, dtype=np.uint32) << 16).view(np.float32)
+    rounded = hif8.Quantize(False, ms.float32)(Tensor(numbers), Tensor([1.0], ms.float32)).asnumpy()
+    wrong = np.flatnonzero(~((rounded == nearest_values()) | (np.isnan(rounded) & np.isnan(nearest_values()))))
+    assert not len(wrong), f"{len(wrong)} of 65536 numbers are wrong, {numbers[wrong[0]]} gives {rounded[wrong[0]]}"
+    return "relative error 0 in 65536 numbers"
+
+
+def check_hif8_product():
+    """HiF8 product of 48x64 and 32x64 matrices with their scales, by the back end that "auto" chooses."""
+    backend = hif8.choose_backend("auto")
+    (a, b), arrays = _inputs((48, 64), (32, 64), dtype=ms.float32)
+    scales = [np.float32(15) / np.float32(np.abs(x).max()) for x in arrays]
+    a64, b64 = (round_nearest(x.astype(np.float32) * s).astype(np.float64) / s
+                for x, s in zip(arrays, scales, strict=True))
+    quantize, scale = hif8.Quantize(backend.native, ms.float32), hif8.Scale(15.0)
+    product = hif8.MatMul(backend.native, ms.float32)(
+        quantize(a, scale(a)), quantize(b, scale(b)), 1 / scale(a), 1 / scale(b)
+    )
+    return f"{backend}; " + _report(product, a64 @ b64.T, ms.float32)
+
+
 CONTRACTS = (
     ("attention", check_attention),
     ("layer_norm", check_layer_norm),
     ("rms_norm", check_rms_norm),
     ("gelu", check_gelu),
+    ("hif8_rounding", check_hif8_rounding),
+    ("hif8_product", check_hif8_product),
 )

@@ -20,6 +20,7 @@ from ospnext_ms.models.umt5 import UMT5Encoder
 from ospnext_ms.models.vae import Tiling, WanVAE
 from ospnext_ms.pipelines.requests import starting_noise
 from ospnext_ms.pipelines.runtime import release_memory
+from ospnext_ms.quant.recipe import describe
 from ospnext_ms.quant.storage import read_weights
 from ospnext_ms.weights import load_weights, mismatch_report
 
@@ -92,6 +93,8 @@ class TextToVideo:
     def denoise(self, embeddings):
         """Turns noise into latents, `batch_size` videos at a time: (list of fp32 [16, T, h, w], seconds of each)."""
         net = self._load("dit")
+        if quantised := describe(self.config.model.dit):
+            print(quantised, flush=True)
         velocity = self.runtime.compile(net)
         sampling = self.config.sampling
         batches = [range(i, min(i + sampling.batch_size, len(self.prompts)))

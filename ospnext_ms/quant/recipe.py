@@ -30,6 +30,16 @@ class HiF8Recipe:
                 raise ValueError(f"{name} is {value}; it must be above 0 and at most {MAX_VALUE:g}")
 
 
+def describe(config):
+    """What a run shows its user of a DiTConfig: the back end and why it was chosen; empty where nothing is quantised.
+
+    Raises:
+        ValueError: the configured back end does not exist here.
+    """
+    what = [name for name, value in (("linears", config.quant), ("attention", config.quant_attention)) if value]
+    return f"{choose_backend(config.quant_config.backend)}; quantised: {' and '.join(what)}" if what else ""
+
+
 def make_recipe(config, video_group=None):
     """HiF8Recipe of a QuantConfig on the device at hand. `video_group`: ProcessGroup of the ranks that share a video.
 

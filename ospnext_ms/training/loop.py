@@ -12,10 +12,12 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
+from ospnext_ms.data.cache import Cache
 from ospnext_ms.files import atomic_path
 from ospnext_ms.kernels.collectives import AllGather
 from ospnext_ms.models.flops import forward_flops
 from ospnext_ms.parallel.sharding import ShardedWeights
+from ospnext_ms.quant.recipe import describe
 from ospnext_ms.safetensors_io import read_headers
 from ospnext_ms.training.checkpoint import CheckpointStore
 from ospnext_ms.training.checkpoint_files import is_group, problems_of
@@ -52,13 +54,16 @@ class Trainer:
         self.speaks = mesh.rank == 0
         self.folder = Path(config.output_dir)
         self._gather = AllGather(mesh.world_group)
-        self.source = open_source(config, mesh)
+        encode = self._clip_encoder()
+        self.source = open_source(config, mesh, encode)
         self.inputs = StepInputs(config, self.source, mesh)
         self.store, resumed = self._open_store()
         self._build(resumed)
         self.fixed_set = None
         if config.eval_dataset:
-            self.fixed_set = FixedSet(config.eval_dataset, config.flow, config.model.dit, mesh)
+            holds_videos = Cache(config.eval_dataset.path).contents == "videos"
+            self.fixed_set = FixedSet(config.eval_dataset, config.flow, config.model.dit, mesh,
+                                      encode if holds_videos else None)
         self.steps_done = resumed.step if resumed else 0
 
     def run(self):
@@ -72,7 +77,8 @@ class Trainer:
         if self.steps_done == 0:
             self._evaluate(monitor)
         clock = StepClock(total - self.steps_done)
-        for inputs in self.inputs.ahead(self.steps_done, total):
+        # The VAE runs on the device, which is the main thread's.
+        for inputs in self.inputs.ahead(self.steps_done, total, threaded=config.model.vae is None):
             figures = self._train(inputs)
             figures |= self._speed(clock.tick(), inputs[0][0].shape)
             self.steps_done += 1
@@ -156,6 +162,14 @@ class Trainer:
             path.write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n", encoding="utf-8")
         return monitor
 
+    def _clip_encoder(self):
+        """The VAE for a cache that holds videos, None where the configuration has none."""
+        if self.config.model.vae is None:
+            return None
+        from ospnext_ms.pipelines.encoders import ClipEncoder
+
+        return ClipEncoder(self.config.model.vae, self.runtime)
+
     def _open_store(self):
         """(store, newest intact checkpoint or None)."""
         config, mesh = self.config, self.mesh
@@ -201,6 +215,8 @@ class Trainer:
             print(f"{'resuming after step ' + str(resumed.step) if resumed else 'starting'} {origin}; "
                   f"{sum(int(np.prod(self.sharded.shape(n, p.shape))) for n, p in parameters.items()):,} parameters, "
                   f"{self.mesh.size} processes", flush=True)
+            if quantised := describe(config.model.dit):
+                print(quantised, flush=True)
 
     def _network(self):
         config = self.config
