@@ -10,10 +10,11 @@ import re
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn
 
 from ospnext_ms.models.layers import project
 from ospnext_ms.models.lora_config import LoRAConfig, merged_weight
+from ospnext_ms.weights import assign_values
 
 __all__ = ["Adapters", "LoRAConfig", "LowRank", "merged_weight"]
 
@@ -88,11 +89,11 @@ class Adapters:
     @contextlib.contextmanager
     def disabled(self):
         """Inside the block the network is the frozen one. A value changes, not the graph: nothing is compiled anew."""
-        _assign(self._switch, np.float32(0))
+        assign_values(self._switch, np.float32(0))
         try:
             yield
         finally:
-            _assign(self._switch, np.float32(1))
+            assign_values(self._switch, np.float32(1))
 
     def arrays(self, values=None):
         """{layer: (A, B)} as NumPy fp32; `values` takes the place of `parameters` (an average of them)."""
@@ -117,8 +118,8 @@ class Adapters:
             raise ValueError(f"the adapter does not fit the network ({len(problems)} problems): "
                              + "; ".join(problems[:5]))
         for name, (a, b) in arrays.items():
-            _assign(self._linears[name].adapter.lora_A, a)
-            _assign(self._linears[name].adapter.lora_B, b)
+            assign_values(self._linears[name].adapter.lora_A, a)
+            assign_values(self._linears[name].adapter.lora_B, b)
 
     def merge(self):
         """Adds scaling * B A to the weights and takes the adapters away; the sum is rounded to the weights' dtype.
@@ -129,14 +130,9 @@ class Adapters:
         for name, (a, b) in self.arrays().items():
             weight = self._linears[name].weight
             merged = merged_weight(weight.astype(ms.float32).asnumpy(), a, b, self.config)
-            _assign(weight, merged)
+            assign_values(weight, merged)
             self._linears[name].adapter = None
         self._linears = {}
-
-
-def _assign(parameter, array):
-    """By ops.assign, because graphs that have run go on with the old value after Parameter.set_data."""
-    ops.assign(parameter, Tensor(array).astype(parameter.dtype))
 
 
 def _check_targets(targets, linears):

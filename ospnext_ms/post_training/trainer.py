@@ -30,8 +30,9 @@ from ospnext_ms.post_training.update import (
     Experience,
     PolicyStep,
     levels_of,
-    minibatch_inputs,
-    plan_minibatches,
+    loss_inputs,
+    minibatches_of_epoch,
+    plan_micro_batches,
     score,
 )
 from ospnext_ms.post_training.windows import window_start
@@ -114,18 +115,18 @@ class PolicyTrainer:
         clock.lap("rollout")
         waiting = self.judge(trajectory.latents, prompts, config.rollout.reward_frames)
         clock.lap("decoding")
-        experience = self._score(schedule, trajectory, prompts)
-        clock.lap("scoring")
         scores = self.gather_scores(waiting, len(videos))
         clock.lap("waiting_for_rewards")
         all_groups = np.arange(config.rollout.prompts * config.rollout.group_size) // config.rollout.group_size
         advantages = group_advantages(scores.total, all_groups, config.policy.advantage_limit)
-        experience = dataclasses.replace(experience, advantages=advantages.values[videos],
-                                         used=advantages.used[videos])
-        updates = self._update(experience, advantages.used, iteration)
+        texts = np.stack([self.texts[prompt] for prompt in prompts])
+        experience = Experience(trajectory.samples, texts, self._negative, levels_of(schedule),
+                                advantages.values[videos])
+        micro_batches = self._score(experience, advantages.used, iteration)
+        clock.lap("scoring")
+        updates = self._update(experience, micro_batches, iteration)
         clock.lap("update")
-        disagreement = np.abs(trajectory.log_probs - experience.old_log_probs).max()
-        return {"window_start": start, "log_prob_disagreement": float(disagreement),
+        return {"window_start": start, "log_prob_disagreement": _disagreement(trajectory, micro_batches),
                 **update_figures(scores, advantages, updates), "seconds": clock.laps}
 
     def judge(self, latents, prompts, frames):
@@ -182,33 +183,24 @@ class PolicyTrainer:
 
         return self.rollout(schedule, starts, groups, texts, self._negative, draw)
 
-    def _score(self, schedule, trajectory, prompts):
-        """Experience without advantages: old log-probabilities and the frozen network's means on the training path."""
-        levels, size = levels_of(schedule), self.config.policy.micro_batch_size
-        texts = np.stack([self.texts[prompt] for prompt in prompts])
-        arguments = (self.policy.step_log_prob, trajectory, texts, self._negative, levels, size)
-        old_log_probs, _ = score(*arguments)
-        means = None
-        if self.policy.with_kl:
-            with self.policy.adapters.disabled():
-                means = score(*arguments)[1]
-        nothing = np.zeros(len(prompts), np.float32)
-        return Experience(trajectory.samples, texts, self._negative, levels, old_log_probs, means, nothing,
-                          nothing.astype(bool))
+    def _score(self, experience, all_used, iteration):
+        """Micro-batches with old log-probabilities and the frozen network's means, on the training path."""
+        mesh, policy = self.mesh, self.policy
+        planned = plan_micro_batches(all_used, mesh.data_rank, mesh.data_size, len(experience.levels),
+                                     self.config.policy.micro_batch_size, self.config.seed, iteration)
+        return score(policy.step_log_prob, experience, planned, policy.adapters, policy.with_kl)
 
-    def _update(self, experience, all_used, iteration):
+    def _update(self, experience, micro_batches, iteration):
         """Optimiser steps on an iteration's experience; one dict of figures and arrays for each."""
-        policy, mesh, made = self.config.policy, self.mesh, []
+        policy, made = self.config.policy, []
         rate = self.learning_rate(iteration)
         set_learning_rate(self.optimizer, rate)
-        for epoch in range(policy.inner_epochs):
-            plans = plan_minibatches(all_used, mesh.data_size, policy.minibatches, self.config.seed, iteration, epoch)
-            for plan in plans:
-                if not any(plan):
-                    continue
-                inputs, real = minibatch_inputs(experience, plan, mesh.data_rank, policy.micro_batch_size)
-                gradients = self.step.gradients(inputs)
-                ratios, kls, log_probs = (values[real] for values in self.step.take())
+        for epoch in range(policy.inner_epochs if micro_batches else 0):
+            dealt = minibatches_of_epoch(micro_batches, policy.minibatches, self.config.seed, iteration, epoch)
+            for minibatch in dealt:
+                gradients = self.step.gradients(loss_inputs(experience, minibatch, self.mesh.data_size))
+                real = np.stack([batch.real for batch in minibatch])
+                ratios, kls, _ = (values[real] for values in self.step.take())
                 self._check_finite(gradients, iteration)
                 factor = self.clipper(gradients.norm)
                 self.step.update(gradients, factor, self.updates_done)
@@ -281,6 +273,13 @@ class PolicyTrainer:
         with atomic_path(self.folder / "configuration.json") as path:
             path.write_text(json.dumps(dataclasses.asdict(self.config), indent=1) + "\n", encoding="utf-8")
         return paths
+
+
+def _disagreement(trajectory, micro_batches):
+    """Largest difference between the rollout's log-probabilities and those of the training path."""
+    differences = [np.abs(trajectory.log_probs[batch.steps, batch.videos] - batch.old_log_probs)[batch.real]
+                   for batch in micro_batches]
+    return float(max((d.max() for d in differences if d.size), default=0.0))
 
 
 class _Clock:

@@ -1,18 +1,18 @@
 """The policy update of an iteration: scores the trajectories on the training path, then follows the clipped loss.
 
-Work is a list of (video, step) pairs. It is planned for all processes at once, so that every one of them makes the same
-number of calls of the network, which collectives inside need, and divides by the same number of pairs.
+Work is (video, step) pairs in micro-batches, which stay the same from the scoring to the last epoch: a matrix product
+may round a row differently in other company. It is planned for all processes at once, so that every one of them makes
+the same number of calls of the network, which collectives inside need, and divides by the same number of pairs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from mindspore import Tensor
 
-from ospnext_ms.post_training.rollout import batches, filled
 from ospnext_ms.training.step import TrainStep
 
-_SHUFFLE_STREAM = 0x5BFF
+_SHUFFLE_STREAM, _EPOCH_STREAM = 0x5BFF, 0xE90C
 
 
 class PolicyStep(TrainStep):
@@ -40,17 +40,36 @@ class Experience:
     """What an update learns from: this process's n videos, S steps of the window.
 
     samples [S + 1, n, 16, T, h, w]; texts [n, L, C]; negative [L, C]; levels [S, 3] (sigma, sigma_next, std);
-    old_log_probs [S, n] of the training path; reference_means [S, n, 16, T, h, w] or None; advantages and used [n].
+    advantages [n].
     """
 
     samples: np.ndarray
     texts: np.ndarray
     negative: np.ndarray
     levels: np.ndarray
-    old_log_probs: np.ndarray
-    reference_means: np.ndarray | None
     advantages: np.ndarray
-    used: np.ndarray
+
+    def step_inputs(self, videos, steps):
+        """Inputs of StepLogProb for pairs: x, x_next, text, negative, sigma, sigma_next, std."""
+        negative = np.stack([self.negative] * len(videos))
+        return (self.samples[steps, videos], self.samples[np.add(steps, 1), videos], self.texts[videos], negative,
+                *np.ascontiguousarray(self.levels[steps].T))
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Pairs that always go through the network together, so that their log-probabilities repeat to the bit.
+
+    videos and steps int [B]; real bool [B], False for pairs that only fill up; pairs: real ones on all processes.
+    old_log_probs [B] and reference_means [B, 16, T, h, w] (None without KL) are of the training path.
+    """
+
+    videos: np.ndarray
+    steps: np.ndarray
+    real: np.ndarray
+    pairs: int
+    old_log_probs: np.ndarray | None = None
+    reference_means: np.ndarray | None = None
 
 
 def levels_of(schedule):
@@ -58,71 +77,60 @@ def levels_of(schedule):
     return np.stack([schedule.window[:-1], schedule.window[1:], schedule.stds], 1).astype(np.float32)
 
 
-def score(step_log_prob, trajectory, texts, negative, levels, batch_size):
-    """Log-probabilities [S, n] and means [S, n, 16, T, h, w] of a trajectory on the training path.
+def plan_micro_batches(used, data_rank, data_size, steps, size, seed, iteration):
+    """The MicroBatches of this rank, as many as the busiest rank has.
 
-    `step_log_prob`: compiled StepLogProb; it is called with `batch_size` pairs, as the loss is.
-    """
-    steps, videos = trajectory.log_probs.shape
-    log_probs, means = np.empty((steps, videos), np.float32), np.empty(trajectory.samples[1:].shape, np.float32)
-    pairs = [(video, step) for step in range(steps) for video in range(videos)]
-    for rows in batches(len(pairs), batch_size):
-        chosen = [pairs[i] for i in filled(rows, batch_size)]
-        arguments = pair_inputs(trajectory.samples, texts, negative, levels, chosen)
-        log_prob, mean = (result.asnumpy() for result in step_log_prob(*map(Tensor, arguments)))
-        for i, row in enumerate(rows):
-            video, step = pairs[row]
-            log_probs[step, video], means[step, video] = log_prob[i], mean[i]
-    return log_probs, means
-
-
-def pair_inputs(samples, texts, negative, levels, pairs):
-    """Inputs of StepLogProb for (video, step) pairs: x, x_next, text, negative, sigma, sigma_next, std."""
-    videos, steps = (list(column) for column in zip(*pairs, strict=True))
-    x, x_next = (np.stack([samples[step + ahead, video] for video, step in pairs]) for ahead in (0, 1))
-    sigma, sigma_next, std = levels[steps].T
-    return (x, x_next, texts[videos], np.stack([negative] * len(pairs)), *(np.ascontiguousarray(level) for level in
-                                                                           (sigma, sigma_next, std)))
-
-
-def plan_minibatches(used, data_size, minibatches, seed, iteration, epoch):
-    """Videos of every optimiser step of an inner epoch: [minibatch][data rank] -> list of the rank's own video numbers.
-
-    `used`: bool [all videos], in the order of ranks. Each rank's used videos are shuffled and dealt out evenly.
+    `used`: bool [all videos], in the order of ranks; each rank's own are shuffled, all steps of a video together.
     """
     per_rank = np.asarray(used).reshape(data_size, -1)
-    dealt = []
-    for rank, own in enumerate(per_rank):
-        videos = np.flatnonzero(own)
-        np.random.default_rng([seed, _SHUFFLE_STREAM, iteration, epoch, rank]).shuffle(videos)
-        dealt.append([part.tolist() for part in np.array_split(videos, minibatches)])
-    return [[parts[i] for parts in dealt] for i in range(minibatches)]
+    counts = per_rank.sum(1) * steps
+    videos = np.flatnonzero(per_rank[data_rank])
+    np.random.default_rng([seed, _SHUFFLE_STREAM, iteration, data_rank]).shuffle(videos)
+    pairs = np.array([(video, step) for video in videos for step in range(steps)] or [(0, 0)])
+    planned = []
+    for start in range(0, counts.max(), size):
+        slots = np.arange(start, start + size)
+        chosen = pairs[np.minimum(slots, len(pairs) - 1)]
+        together = int(np.clip(counts - start, 0, size).sum())
+        planned.append(MicroBatch(chosen[:, 0], chosen[:, 1], slots < counts[data_rank], together))
+    return planned
 
 
-def minibatch_inputs(experience, plan, data_rank, batch_size):
-    """(inputs of PolicyLoss batch by batch, bool [batches, B] which of the pairs are real) of this rank.
-
-    The weights make the mean over batches, slots and processes the mean over all real pairs of all ranks. Every rank
-    has as many batches as the busiest.
+def score(step_log_prob, experience, micro_batches, adapters, with_kl):
+    """The micro-batches with their old log-probabilities and the frozen network's means.
 
     Args:
-        plan: videos by data rank, an entry of `plan_minibatches`.
+        step_log_prob: compiled StepLogProb. adapters: models.lora.Adapters of its network.
     """
-    steps = len(experience.levels)
-    total = steps * sum(map(len, plan))
-    count = max(-(-steps * len(videos) // batch_size) for videos in plan)
-    pairs = [(video, step) for video in plan[data_rank] for step in range(steps)]
-    slots = count * batch_size
-    real = np.arange(slots) < len(pairs)
-    pairs = filled(pairs, slots) if pairs else [(0, 0)] * slots
-    weights = np.where(real, slots * len(plan) / max(total, 1), 0).astype(np.float32)
-    return [_loss_inputs(experience, pairs[i : i + batch_size], weights[i : i + batch_size])
-            for i in range(0, slots, batch_size)], real.reshape(count, batch_size)
+    scored = []
+    for batch in micro_batches:
+        inputs = [Tensor(array) for array in experience.step_inputs(batch.videos, batch.steps)]
+        log_probs, means = step_log_prob(*inputs)[0].asnumpy(), None
+        if with_kl:
+            with adapters.disabled():
+                means = step_log_prob(*inputs)[1].asnumpy()
+        scored.append(replace(batch, old_log_probs=log_probs, reference_means=means))
+    return scored
 
 
-def _loss_inputs(experience, pairs, weights):
-    videos, steps = (list(column) for column in zip(*pairs, strict=True))
-    inputs = pair_inputs(experience.samples, experience.texts, experience.negative, experience.levels, pairs)
-    means = experience.reference_means
-    reference = inputs[0] if means is None else np.stack([means[step, video] for video, step in pairs])
-    return (*inputs, experience.old_log_probs[steps, videos], experience.advantages[videos], weights, reference)
+def minibatches_of_epoch(micro_batches, count, seed, iteration, epoch):
+    """The micro-batches, shuffled as on every other rank, dealt out to `count` optimiser steps (fewer if too few)."""
+    order = np.arange(len(micro_batches))
+    np.random.default_rng([seed, _EPOCH_STREAM, iteration, epoch]).shuffle(order)
+    return [[micro_batches[i] for i in part] for part in np.array_split(order, min(count, len(order)))]
+
+
+def loss_inputs(experience, minibatch, data_size):
+    """Inputs of PolicyLoss for every micro-batch of an optimiser step.
+
+    The weights make the mean over micro-batches, slots and processes the mean over all real pairs of all processes.
+    """
+    slots = sum(len(batch.real) for batch in minibatch) * data_size
+    weight = slots / sum(batch.pairs for batch in minibatch)
+    inputs = []
+    for batch in minibatch:
+        pairs = experience.step_inputs(batch.videos, batch.steps)
+        means = pairs[0] if batch.reference_means is None else batch.reference_means
+        weights = np.where(batch.real, weight, 0).astype(np.float32)
+        inputs.append((*pairs, batch.old_log_probs, experience.advantages[batch.videos], weights, means))
+    return inputs

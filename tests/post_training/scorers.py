@@ -1,0 +1,51 @@
+"""Rewards for tests; run in the rewards' processes."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+class Brightness:
+    """Mean grey level of a video, 0 to 1."""
+
+    def __call__(self, frames, prompts):
+        scores = frames.reshape(len(frames), -1).mean(1) / 255
+        return scores, {"level": scores}
+
+
+class Faulty:
+    """Brightness that goes wrong: `how` is raise, hang, crash, nan, short or constant; `times` in all (a file counts)."""
+
+    def __init__(self, how, counter=None, times=None):
+        self.how, self.times = how, times
+        self.counter = Path(counter) if counter else None
+
+    def __call__(self, frames, prompts):
+        scores, parts = Brightness()(frames, prompts)
+        done = len(self.counter.read_text()) if self.counter and self.counter.exists() else 0
+        if self.times is not None and done >= self.times:
+            return scores, parts
+        if self.counter:
+            self.counter.write_text("x" * (done + 1))
+        if self.how == "raise":
+            raise ZeroDivisionError("the reward's own mistake")
+        if self.how == "hang":
+            time.sleep(600)
+        if self.how == "crash":
+            os.abort()
+        if self.how == "nan":
+            scores[0] = np.nan
+        if self.how == "short":
+            scores = scores[:-1]
+        if self.how == "constant":
+            scores = np.full(len(frames), 0.5)
+        return scores, parts
+
+
+class Unmakeable:
+    """Cannot be made."""
+
+    def __init__(self):
+        raise FileNotFoundError("no weights in checkpoints/reward")
