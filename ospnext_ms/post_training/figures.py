@@ -11,6 +11,7 @@ CURVES = "reward_curve.png"
 def update_figures(scores, advantages, updates):
     """Figures of an iteration's rewards and updates, {name: number}.
 
+    `rescoring_difference` is how far the log-probabilities of the first optimiser step are from those of the scoring;
     `ratio_deviation_before` is that of the first optimiser step, whose ratios are taken before anything has changed;
     `ratio_deviation_after` that of the last one (null with a single step).
     """
@@ -32,6 +33,7 @@ def update_figures(scores, advantages, updates):
             "gradient_norm": float(np.mean([update["norm"] for update in updates])),
             "clip_factor": float(np.mean([update["factor"] for update in updates])),
             "learning_rate": updates[-1]["rate"],
+            "rescoring_difference": updates[0]["rescoring"],
             "ratio_deviation_before": _deviation(ratios[0]),
             "ratio_deviation_after": _deviation(ratios[-1]) if len(ratios) > 1 else None,
             "clip_fraction": float(np.mean([(np.abs(update["ratios"] - 1) > update["clip"]).mean()

@@ -64,7 +64,9 @@ class PolicyLoss(nn.Cell):
     Args:
         step_log_prob: StepLogProb. clip: c. kl_weight: 0 leaves KL out of the loss. with_kl: compute KL (else 0).
 
-    Inputs: those of StepLogProb; old_log_prob, advantage, weight [B]; reference_mean as x (ignored without KL).
+    Inputs: those of StepLogProb; old_log_prob, advantage, weight [B]; reference_mean as x (ignored without KL);
+    is_fresh [], 1 while nothing has changed since the old log-probabilities were taken: then this very pass takes them,
+    and every ratio is exactly 1 (two passes may differ in the last digits, as kernels choose their threads by trial).
     Outputs: loss []; ratio, KL and log_prob [B], which carry no gradient.
     """
 
@@ -78,8 +80,9 @@ class PolicyLoss(nn.Cell):
         self.with_kl = with_kl
 
     def construct(self, x, x_next, text, negative, sigma, sigma_next, std, old_log_prob, advantage, weight,
-                  reference_mean):
+                  reference_mean, is_fresh):
         log_prob, mean = self.step_log_prob(x, x_next, text, negative, sigma, sigma_next, std)
+        old_log_prob = is_fresh * ops.stop_gradient(log_prob) + (1 - is_fresh) * old_log_prob
         ratio = ops.exp(log_prob - old_log_prob)
         clipped = ops.clamp(ratio, 1.0 - self.clip, 1.0 + self.clip)
         loss = (weight * ops.maximum(-advantage * ratio, -advantage * clipped)).mean()

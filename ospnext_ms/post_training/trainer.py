@@ -198,15 +198,17 @@ class PolicyTrainer:
         for epoch in range(policy.inner_epochs if micro_batches else 0):
             dealt = minibatches_of_epoch(micro_batches, policy.minibatches, self.config.seed, iteration, epoch)
             for minibatch in dealt:
-                gradients = self.step.gradients(loss_inputs(experience, minibatch, self.mesh.data_size))
+                gradients = self.step.gradients(loss_inputs(experience, minibatch, self.mesh.data_size, not made))
                 real = np.stack([batch.real for batch in minibatch])
-                ratios, kls, _ = (values[real] for values in self.step.take())
+                ratios, kls, log_probs = (values[real] for values in self.step.take())
+                old = np.stack([batch.old_log_probs for batch in minibatch])[real]
                 self._check_finite(gradients, iteration)
                 factor = self.clipper(gradients.norm)
                 self.step.update(gradients, factor, self.updates_done)
                 self.updates_done += 1
                 made.append({"loss": gradients.loss, "norm": gradients.norm, "factor": factor, "rate": rate,
-                             "ratios": ratios, "kls": kls, "clip": policy.clip})
+                             "ratios": ratios, "kls": kls, "clip": policy.clip,
+                             "rescoring": float(np.abs(log_probs - old).max(initial=0))})
         return made
 
     def _check_finite(self, gradients, iteration):

@@ -120,10 +120,11 @@ def minibatches_of_epoch(micro_batches, count, seed, iteration, epoch):
     return [[micro_batches[i] for i in part] for part in np.array_split(order, min(count, len(order)))]
 
 
-def loss_inputs(experience, minibatch, data_size):
+def loss_inputs(experience, minibatch, data_size, is_fresh):
     """Inputs of PolicyLoss for every micro-batch of an optimiser step.
 
-    The weights make the mean over micro-batches, slots and processes the mean over all real pairs of all processes.
+    `is_fresh`: no update has been made since the scoring. The weights make the mean over micro-batches, slots and
+    processes the mean over all real pairs of all processes.
     """
     slots = sum(len(batch.real) for batch in minibatch) * data_size
     weight = slots / sum(batch.pairs for batch in minibatch)
@@ -132,5 +133,6 @@ def loss_inputs(experience, minibatch, data_size):
         pairs = experience.step_inputs(batch.videos, batch.steps)
         means = pairs[0] if batch.reference_means is None else batch.reference_means
         weights = np.where(batch.real, weight, 0).astype(np.float32)
-        inputs.append((*pairs, batch.old_log_probs, experience.advantages[batch.videos], weights, means))
+        inputs.append((*pairs, batch.old_log_probs, experience.advantages[batch.videos], weights, means,
+                       np.array(is_fresh, np.float32)))
     return inputs

@@ -16,7 +16,7 @@ class Brightness:
 
 
 class Faulty:
-    """Brightness that goes wrong: `how` is raise, hang, crash, nan, short or constant; `times` in all (a file counts)."""
+    """Brightness that goes wrong: `how` is raise, hang, crash, nan, short or constant; `times` (a file counts)."""
 
     def __init__(self, how, counter=None, times=None):
         self.how, self.times = how, times

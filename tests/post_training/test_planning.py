@@ -1,0 +1,174 @@
+"""Windows, schedules, prompts, advantages and micro-batches: everything of Mix-GRPO that needs no network."""
+
+import numpy as np
+import pytest
+
+from ospnext_ms.diffusion.flow import inference_sigmas
+from ospnext_ms.post_training.advantages import group_advantages
+from ospnext_ms.post_training.prompts import check_shares, prompts_of_iteration, read_prompts, share
+from ospnext_ms.post_training.schedule import rollout_schedule
+from ospnext_ms.post_training.update import Experience, loss_inputs, minibatches_of_epoch, plan_micro_batches
+from ospnext_ms.post_training.windows import window_start
+
+
+def test_first_window_stays():
+    assert {window_start("first", 10, 25, 25, i, 0) for i in range(100)} == {0}
+
+
+def test_progressive_window_moves_and_begins_anew():
+    starts = [window_start("progressive", 4, 3, 8, i, 0) for i in range(15)]
+    assert starts == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 0, 0, 0]
+
+
+def test_random_window_reaches_every_place_and_repeats():
+    starts = [window_start("random", 4, 2, 8, i, 5) for i in range(200)]
+    assert set(starts) == {0, 1, 2, 3}
+    assert all(starts[i] == starts[i + 1] for i in range(0, 200, 2))
+    assert starts == [window_start("random", 4, 2, 8, i, 5) for i in range(200)]
+    assert starts != [window_start("random", 4, 2, 8, i, 6) for i in range(200)]
+
+
+@pytest.mark.parametrize(("strategy", "size", "message"), [
+    ("middle", 2, "'first', 'progressive', 'random'"),
+    ("first", 8, "from 1 to 7"),
+    ("first", 0, "from 1 to 7"),
+])
+def test_invalid_windows(strategy, size, message):
+    with pytest.raises(ValueError, match=message):
+        window_start(strategy, size, 1, 8, 0, 0)
+
+
+def test_schedule_is_the_serving_schedule_cut_in_three():
+    sigmas = inference_sigmas(8, 3.0)
+    schedule = rollout_schedule(8, 3.0, 2, 3, "osp", 0.7)
+    np.testing.assert_array_equal(np.concatenate([schedule.prefix[:-1], schedule.window[:-1], schedule.rest]), sigmas)
+    np.testing.assert_allclose(schedule.stds, sigmas[2:5])
+    assert schedule.network_steps == (2, 6)
+
+
+def test_fewer_steps_after_the_window():
+    schedule = rollout_schedule(8, 3.0, 0, 2, "flow_grpo", 0.7, rest_steps=3)
+    assert len(schedule.rest) == 4
+    assert schedule.rest[0] == schedule.window[-1]
+    assert schedule.rest[-1] == 0
+    unshifted = schedule.rest / (3 - 2 * schedule.rest)
+    np.testing.assert_allclose(np.diff(unshifted), -unshifted[0] / 3)
+
+
+def test_the_last_step_is_never_stochastic():
+    with pytest.raises(ValueError, match="first 7 of 8"):
+        rollout_schedule(8, 3.0, 5, 3, "osp", 0.7)
+
+
+def test_every_epoch_has_every_prompt_once():
+    order = [p for i in range(9) for p in prompts_of_iteration(i, 4, 12, 0)]
+    epochs = [order[i : i + 12] for i in (0, 12, 24)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert prompts_of_iteration(5, 4, 12, 0) == order[20:24]
+
+
+def test_prompt_files(tmp_path):
+    (tmp_path / "p.txt").write_text("a 3 moving left\n\n  \n a 5 \n")
+    assert read_prompts(tmp_path / "p.txt") == ["a 3 moving left", "a 5"]
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="holds no prompt"):
+        read_prompts(tmp_path / "empty.txt")
+    with pytest.raises(FileNotFoundError, match=r"nothing.txt"):
+        read_prompts(tmp_path / "nothing.txt")
+
+
+@pytest.mark.parametrize(("prompts", "size", "data"), [(8, 4, 2), (2, 8, 8), (1, 6, 3)])
+def test_videos_that_can_be_shared(prompts, size, data):
+    check_shares(prompts, size, data)
+    assert sorted(v for rank in range(data) for v in share(prompts * size, rank, data)) == list(range(prompts * size))
+
+
+def test_videos_that_cannot_be_shared():
+    with pytest.raises(ValueError, match=r"rollout.prompts is 3.*valid numbers of prompts: 1, 2, 4"):
+        check_shares(3, 8, 4)
+
+
+def test_advantages_against_the_formula():
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=(3, 5))
+    advantages = group_advantages(rewards.ravel(), np.repeat([7, 1, 4], 5), 5.0)
+    expected = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, keepdims=True) + 1e-4)
+    np.testing.assert_allclose(advantages.values, expected.ravel(), rtol=1e-6)
+    assert advantages.used.all()
+
+
+def test_advantages_are_limited():
+    rewards = np.array([0.0] * 99 + [1.0])
+    assert group_advantages(rewards, np.zeros(100), 5.0).values.max() == 5.0
+
+
+def test_zero_spread_and_missing_rewards_are_dropped_and_counted():
+    rewards = [1.0, 1.0, 1.0, np.nan, 2.0, np.nan, 1.0, 3.0, np.nan]
+    advantages = group_advantages(rewards, [0, 0, 0, 1, 1, 1, 2, 2, 2], 5.0)
+    assert (advantages.groups, advantages.zero_spread, advantages.incomplete) == (3, 1, 1)
+    assert advantages.used.tolist() == [False] * 6 + [True, True, False]
+    np.testing.assert_allclose(advantages.values, [0] * 6 + [-1, 1, 0], atol=1e-3)
+
+
+def test_an_infinite_reward_is_an_error():
+    with pytest.raises(ValueError, match="video 1 is infinite"):
+        group_advantages([0.0, np.inf], [0, 0], 5.0)
+
+
+def experience(videos, steps):
+    rng = np.random.default_rng(1)
+    return Experience(rng.standard_normal((steps + 1, videos, 2)), rng.standard_normal((videos, 3)),
+                      rng.standard_normal(3), np.arange(3.0 * steps).reshape(steps, 3).astype(np.float32),
+                      np.arange(1.0, videos + 1, dtype=np.float32))
+
+
+@pytest.mark.parametrize("data_size", [1, 2, 4])
+def test_micro_batches_hold_every_used_pair_once(data_size):
+    used = np.array([True, False, True, True] + [False] * 4 + [True] * 4 + [False, True, True, True])
+    ranks = [plan_micro_batches(used, rank, data_size, 3, 4, 0, 0) for rank in range(data_size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    found = []
+    for rank, batches in enumerate(ranks):
+        for batch in batches:
+            videos = batch.videos[batch.real] + rank * 16 // data_size
+            found += list(zip(videos.tolist(), batch.steps[batch.real].tolist(), strict=True))
+    assert sorted(found) == [(v, s) for v in np.flatnonzero(used) for s in range(3)]
+    for together in zip(*ranks, strict=True):
+        assert {batch.pairs for batch in together} == {sum(int(batch.real.sum()) for batch in together)}
+
+
+@pytest.mark.parametrize("data_size", [1, 2])
+def test_weights_make_the_mean_over_all_pairs(data_size):
+    """The mean over slots, micro-batches and ranks of weight * value is the mean of the value over all pairs."""
+    used, values = np.array([True] * 5 + [False] * 3), np.arange(1.0, 9.0)
+    total = 0.0
+    for rank in range(data_size):
+        batches = plan_micro_batches(used, rank, data_size, 3, 4, 0, 0)
+        for i, batch in enumerate(batches):
+            batches[i] = type(batch)(batch.videos, batch.steps, batch.real, batch.pairs, np.zeros(4, np.float32))
+        own = experience(8 // data_size, 3)
+        inputs = loss_inputs(own, batches, data_size, True)
+        numbers = values.reshape(data_size, -1)[rank]
+        total += np.mean([(weights * numbers[batch.videos]).mean() for batch, (*_, weights, _, _) in
+                          zip(batches, inputs, strict=True)]) / data_size
+    assert total == pytest.approx(values[:5].mean(), rel=1e-6)
+
+
+def test_epochs_deal_out_the_same_micro_batches_in_another_order():
+    batches = plan_micro_batches(np.ones(16, bool), 0, 1, 2, 4, 0, 0)
+    epochs = [minibatches_of_epoch(batches, 3, 0, 0, epoch) for epoch in range(2)]
+    assert [len(minibatch) for minibatch in epochs[0]] == [3, 3, 2]
+    flat = [[id(batch) for minibatch in epoch for batch in minibatch] for epoch in epochs]
+    assert sorted(flat[0]) == sorted(flat[1]) == sorted(map(id, batches))
+    assert flat[0] != flat[1]
+
+
+def test_inputs_of_a_pair():
+    own = experience(4, 3)
+    x, x_next, text, negative, sigma, sigma_next, std = own.step_inputs(np.array([2, 0]), np.array([1, 2]))
+    np.testing.assert_array_equal(x, [own.samples[1, 2], own.samples[2, 0]])
+    np.testing.assert_array_equal(x_next, [own.samples[2, 2], own.samples[3, 0]])
+    np.testing.assert_array_equal(text, own.texts[[2, 0]])
+    np.testing.assert_array_equal(negative, [own.negative] * 2)
+    assert (sigma.tolist(), sigma_next.tolist(), std.tolist()) == ([3, 6], [4, 7], [5, 8])
