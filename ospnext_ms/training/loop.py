@@ -201,8 +201,9 @@ class Trainer:
                 net = self._network()
         else:
             net = self._network()
-        parameters = dict(net.parameters_and_names())
         self.sharded = ShardedWeights(net, self.mesh, self.runtime.dtype)
+        # Asked for after sharding, which puts other parameters in the place of those before.
+        parameters = dict(net.parameters_and_names())
         if resumed:
             tensors, path = resumed.groups["parameters"], resumed.path
         if tensors:

@@ -41,7 +41,7 @@ def settings(folder, data, steps=6, every=3):
         "model": {"dit": dict(DIT)},
         "runner_config": {"steps": steps, "batch_size": 2, "peak_tflops": 0.1},
         "optimizer": {"type": "AdamW", "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.01},
-        "lr_schedule": {"type": "CosineWithWarmUpLR", "learning_rate": 1e-3, "lr_end": 1e-5, "warmup_steps": 2},
+        "lr_schedule": {"type": "CosineWithWarmUpLR", "learning_rate": 1e-3, "lr_end": 1e-5, "warmup_steps": 1},
         "flow": {"shift": 3.0},
         "ema": {"decay": 0.9},
         "train_dataset": {"kind": "cache", "path": str(data), "text_drop": 0.3},
