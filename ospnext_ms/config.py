@@ -10,8 +10,8 @@ from typing import Literal
 from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
 from ospnext_ms.yaml_reader import ConfigError, load_config, nearest, read_section, require
 
-__all__ = ["ConfigError", "ContextSection", "DiTSection", "GenerateConfig", "ModelSection", "ParallelSection",
-           "PromptsSection", "SamplingSection", "TextEncoderSection", "VAESection", "VideoSection",
+__all__ = ["ConfigError", "ContextSection", "DiTSection", "GenerateConfig", "GenerateParallelSection", "ModelSection",
+           "ParallelSection", "PromptsSection", "SamplingSection", "TextEncoderSection", "VAESection", "VideoSection",
            "check_video_size", "latent_shape_of", "load_config", "read_section"]
 
 SPATIAL_COMPRESSION = 8
@@ -45,6 +45,16 @@ class ParallelSection:
         for name in ("data_parallel", "skiparse_parallel", "ulysses_parallel", "parameter_shard"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateParallelSection(ParallelSection):
+    """As ParallelSection; `data_parallel` counts the groups that share a video, and prompts are spread over them.
+
+    With `split_guidance` two such groups make a video together, one for each branch of guidance.
+    """
+
+    split_guidance: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +192,7 @@ class GenerateConfig:
 
     run_mode: Literal["generate"]
     context: ContextSection = ContextSection()
+    parallel_config: GenerateParallelSection = GenerateParallelSection()
     model: ModelSection
     sampling: SamplingSection
     video: VideoSection
@@ -192,6 +203,8 @@ class GenerateConfig:
 
     def __post_init__(self):
         check_video_size(self.video.height, self.video.width, self.model.dit.patch_size)
+        require(self.sampling.guidance != 1 or not self.parallel_config.split_guidance,
+                "parallel_config.split_guidance has nothing to split: sampling.guidance is 1, which is off")
 
     @property
     def latent_shape(self):

@@ -91,10 +91,10 @@ class WanVAE(nn.Cell):
             return self._encode_frames(video)
         return apply_tiled(self._encode_frames, video, tiling.tile_size, tiling.overlap, Fraction(1, PIXELS_PER_LATENT))
 
-    def decode(self, latent, tiling=None):
+    def decode(self, latent, tiling=None, map_tiles=map):
         """Normalised latent [B, 16, T, h, w] -> video [B, 3, 4 (T - 1) + 1, 8h, 8w] fp32, clamped to [-1, 1].
 
-        With a `Tiling`, larger frames are decoded tile after tile, each over all frames.
+        With a `Tiling`, larger frames are decoded tile after tile, each over all frames; `map_tiles` see apply_tiled.
 
         Raises:
             ValueError: not 16 channels, or no frame.
@@ -103,7 +103,7 @@ class WanVAE(nn.Cell):
         if tiling is None:
             return self._decode_frames(latent)
         tile, overlap = tiling.tile_size // PIXELS_PER_LATENT, tiling.overlap // PIXELS_PER_LATENT
-        return apply_tiled(self._decode_frames, latent, tile, overlap, Fraction(PIXELS_PER_LATENT))
+        return apply_tiled(self._decode_frames, latent, tile, overlap, Fraction(PIXELS_PER_LATENT), map_tiles)
 
     def decode_frames(self, latent):
         """As `decode`, yielding the frames as they come: [B, 3, 1, 8h, 8w] first, then [B, 3, 4, 8h, 8w] each."""

@@ -43,7 +43,7 @@ def tile_spans(length, tile, overlap):
     return [(start, start + tile) for start in starts]
 
 
-def apply_tiled(function, x_BCTHW, tile, overlap, scale):
+def apply_tiled(function, x_BCTHW, tile, overlap, scale, map_tiles=map):
     """`function` on tiles of the frames, joined by cross-fades.
 
     Args:
@@ -51,13 +51,16 @@ def apply_tiled(function, x_BCTHW, tile, overlap, scale):
         x_BCTHW: input [B, C, T, H, W].
         tile, overlap: in pixels of the input.
         scale: Fraction, pixels of the output for one of the input.
+        map_tiles: as the builtin `map`, where the tiles are not all computed here.
     """
-    height, width = x_BCTHW.shape[3:]
+    rows, columns = (tile_spans(size, tile, overlap) for size in x_BCTHW.shape[3:])
+    tiles = (x_BCTHW[:, :, :, top:bottom, left:right] for top, bottom in rows for left, right in columns)
+    results = iter(map_tiles(function, tiles))
     canvas = None
-    for top, bottom in tile_spans(height, tile, overlap):
+    for top, _ in rows:
         row = None
-        for left, right in tile_spans(width, tile, overlap):
-            done = function(x_BCTHW[:, :, :, top:bottom, left:right])
+        for left, _ in columns:
+            done = next(results)
             row = done if row is None else crossfade(row, done, int(left * scale), axis=4)
         canvas = row if canvas is None else crossfade(canvas, row, int(top * scale), axis=3)
     return canvas

@@ -53,5 +53,22 @@ def check_parallel(section, config, size):
                          f"{_divisors(size)}")
 
 
+def check_generation(section, config, size):
+    """Checks a GenerateParallelSection as check_parallel does, and what is particular to generation.
+
+    Raises:
+        ValueError: see check_parallel; guidance branches without partner; weights shared with processes that work on
+            other videos.
+    """
+    check_parallel(section, config, size)
+    lane = section.skiparse_parallel * section.ulysses_parallel * (2 if section.split_guidance else 1)
+    if size % lane:
+        raise ValueError(f"{size} processes run, but parallel_config.split_guidance needs pairs of groups: "
+                         f"a multiple of {lane}")
+    if lane % section.parameter_shard:
+        raise ValueError(f"parallel_config.parameter_shard is {section.parameter_shard}; generation shards weights "
+                         f"among the {lane} processes that make a video; valid: {_divisors(lane)}")
+
+
 def _divisors(n):
     return [i for i in range(1, n + 1) if n % i == 0]

@@ -91,15 +91,25 @@ def start_processes(section, config):
 
 def make_mesh(section):
     """Mesh of a checked ParallelSection, once the processes have joined; makes those groups that there are not yet."""
-    from mindspore.communication import GlobalComm, create_group, get_group_size, get_rank
+    from mindspore.communication import get_group_size, get_rank
 
     rank, size = get_rank(), get_group_size()
     groups = layout(size, section.skiparse_parallel, section.ulysses_parallel, section.parameter_shard, rank)
-    names, traffic, members = {groups["world"]: GlobalComm.WORLD_COMM_GROUP}, Traffic(), {}
-    for kind, ranks in groups.items():
-        if len(ranks) > 1 and ranks not in names:
-            names[ranks] = "ospnext_" + "_".join(map(str, ranks))
-            create_group(names[ranks], list(ranks))
-        members[f"{kind}_group"] = ProcessGroup(ranks, ranks.index(rank), names.get(ranks), traffic)
+    traffic = Traffic()
+    made = {ranks: make_group(ranks, rank, traffic) for ranks in groups.values()}
+    members = {f"{kind}_group": made[ranks] for kind, ranks in groups.items()}
     return Mesh(rank=rank, size=size, skiparse=section.skiparse_parallel, ulysses=section.ulysses_parallel,
                 traffic=traffic, **members)
+
+
+def make_group(ranks, rank, traffic):
+    """ProcessGroup of world ranks, `rank` being this process's; all of them have to call this."""
+    from mindspore.communication import GlobalComm, create_group, get_group_size
+
+    name = None
+    if len(ranks) == get_group_size():
+        name = GlobalComm.WORLD_COMM_GROUP
+    elif len(ranks) > 1:
+        name = "ospnext_" + "_".join(map(str, ranks))
+        create_group(name, list(ranks))
+    return ProcessGroup(ranks, ranks.index(rank), name, traffic)

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import os
 import platform
+from collections import deque
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ import ospnext_ms
 from ospnext_ms.config import GenerateConfig, load_config
 from ospnext_ms.data.video import contact_sheet, evenly_spaced, thumbnail, write_grid, write_mp4, write_png
 from ospnext_ms.files import atomic_path
+from ospnext_ms.parallel.degrees import check_generation, world_size
 from ospnext_ms.pipelines.requests import check_files, list_videos, load_latents
 
 SHEET_COLUMNS = 8
@@ -36,10 +37,6 @@ def add_arguments(parser):
 
 def run(arguments):
     """Runs `generate` with parsed options and returns the exit code."""
-    workers = int(os.environ.get("MS_WORKER_NUM", "1"))
-    if workers > 1:
-        raise ValueError(f"msrun started {workers} workers, but this version generates on one device; "
-                         "start it without msrun")
     config = load_config(GenerateConfig, arguments.config, arguments.overrides, _option_values(arguments))
     for path in generate(config):
         print(path)
@@ -60,37 +57,68 @@ def _option_values(arguments):
 
 
 def generate(config):
-    """Makes the videos of a GenerateConfig; returns the paths of all files written.
+    """Makes the videos of a GenerateConfig; returns the paths of all files that this process has written.
 
-    Everything that can be known beforehand is checked first, what needs no MindSpore before MindSpore is loaded.
+    Everything that can be known beforehand is checked first, what needs no MindSpore before MindSpore is loaded. Under
+    msrun all processes call it; the leader of each video writes it, process 0 the overviews.
 
     Raises:
         FileNotFoundError, ValueError: something the configuration names is not there or does not fit; nothing has
             been written then.
         FloatingPointError: the network returned values that are not finite.
     """
+    check_generation(config.parallel_config, config.model.dit, world_size())
     videos = list_videos(config)
     latents = load_latents(config, len(videos))
     check_files(config)
 
     from ospnext_ms.pipelines.runtime import start
+    from ospnext_ms.pipelines.team import join
     from ospnext_ms.pipelines.text_to_video import TextToVideo
 
     runtime = start(config.context)
-    pipeline = TextToVideo(config, runtime, [video.prompt for video in videos], latents)
-    folder = Path(config.output_dir)
-    paths, rows = [], []
+    team = join(config.parallel_config, config.model.dit)
+    pipeline = TextToVideo(config, runtime, [video.prompt for video in videos], latents, team)
+    paths, rows = [], {}
     for result in pipeline():
-        video = videos[result.index]
-        path = folder / f"{video.stem}.mp4"
-        keep = evenly_spaced(config.video.frames, SHEET_COLUMNS) if result.index < MAX_SHEET_ROWS else []
+        if not team.leads:
+            deque(result.frames, maxlen=0)
+            continue
         thumbnails = []
-        write_mp4(path, _collect(result.frames, keep, thumbnails), config.video.fps, config.video.crf)
-        record = path.with_suffix(".json")
-        _write_json(record, _describe(config, runtime, video, result.timings))
-        paths += [path, record]
-        rows += [thumbnails] if keep else []
-    return paths + _write_overviews(config, videos, rows)
+        paths += _write_video(config, runtime, videos[result.index], result, thumbnails)
+        if thumbnails:
+            rows[result.index] = thumbnails
+    if team.mesh.size > 1:
+        rows = _gather_rows(config, team.mesh, min(len(videos), MAX_SHEET_ROWS), rows)
+    return paths + (_write_overviews(config, videos, rows) if team.mesh.rank == 0 else [])
+
+
+def _write_video(config, runtime, video, result, thumbnails):
+    """Writes a video and its description; small copies of some of its frames are added to `thumbnails`."""
+    path = Path(config.output_dir) / f"{video.stem}.mp4"
+    keep = _sheet_frames(config) if video.index < MAX_SHEET_ROWS else []
+    write_mp4(path, _collect(result.frames, keep, thumbnails), config.video.fps, config.video.crf)
+    record = path.with_suffix(".json")
+    _write_json(record, _describe(config, runtime, video, result.timings))
+    return [path, record]
+
+
+def _sheet_frames(config):
+    return evenly_spaced(config.video.frames, SHEET_COLUMNS)
+
+
+def _gather_rows(config, mesh, count, rows):
+    """The thumbnails of the first `count` videos on every process, once all of them have written their videos."""
+    from mindspore import Tensor
+
+    from ospnext_ms.kernels.collectives import AllReduceSum
+
+    shape = thumbnail(np.zeros((config.video.height, config.video.width, 3), np.uint8)).shape
+    own = np.zeros((count, len(_sheet_frames(config)), *shape), np.float32)
+    for index, thumbnails in rows.items():
+        own[index] = thumbnails
+    everyones = AllReduceSum(mesh.world_group)(Tensor(own), "thumbnails").asnumpy().astype(np.uint8)
+    return dict(enumerate(everyones))
 
 
 def _collect(chunks, keep, thumbnails):
@@ -105,10 +133,11 @@ def _collect(chunks, keep, thumbnails):
 
 
 def _write_overviews(config, videos, rows):
+    """Contact sheet and, of several videos, the grid; rows are {index of a video: its thumbnails}."""
     folder = Path(config.output_dir)
     sheet = folder / "contact_sheet.png"
-    captions = [f"{video.index}: {video.prompt}" for video in videos[: len(rows)]]
-    write_png(sheet, contact_sheet(rows, captions, SHEET_COLUMNS))
+    captions = [f"{index}: {videos[index].prompt}" for index in sorted(rows)]
+    write_png(sheet, contact_sheet([rows[index] for index in sorted(rows)], captions, SHEET_COLUMNS))
     if len(videos) == 1:
         return [sheet]
     grid = folder / "grid.mp4"

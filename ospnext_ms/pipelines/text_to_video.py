@@ -18,8 +18,11 @@ from ospnext_ms.diffusion.sampler import guided_velocity, make_sampler
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.models.umt5 import UMT5Encoder
 from ospnext_ms.models.vae import Tiling, WanVAE
+from ospnext_ms.parallel.sequence import ParallelSequence
+from ospnext_ms.parallel.sharding import ShardedWeights
 from ospnext_ms.pipelines.requests import starting_noise
 from ospnext_ms.pipelines.runtime import release_memory
+from ospnext_ms.pipelines.team import SpreadTiles, Team, both_velocities
 from ospnext_ms.quant.recipe import describe
 from ospnext_ms.quant.storage import read_weights
 from ospnext_ms.weights import load_weights, mismatch_report
@@ -48,41 +51,58 @@ class TextToVideo:
     Args:
         config: GenerateConfig. runtime: pipelines.runtime.Runtime. prompts: one text per video.
         latents: starting noise, float array [n, 16, T, H/8, W/8]; drawn from the configured seed where it is None.
+        team: pipelines.team.Team, the processes that share the work; None for one.
+
+    `batches` are the positions of the prompts whose videos this process has a part in.
 
     Raises:
         FileNotFoundError: a checkpoint or the tokenizer is not there.
         ValueError: a checkpoint that does not fit its network, or a tokenizer that does not fit the text encoder.
     """
 
-    def __init__(self, config, runtime, prompts, latents=None):
+    def __init__(self, config, runtime, prompts, latents=None, team=None):
         self.config = config
         self.runtime = runtime
+        self.team = team or Team()
         self.prompts = list(prompts)
         self.latents = latents
+        size = config.sampling.batch_size
+        batches = [range(i, min(i + size, len(self.prompts))) for i in range(0, len(self.prompts), size)]
+        self.batches = batches[self.team.lane :: self.team.lanes]
         self._timings = {}
         self._tokens = self._tokenize()
         for name in ("text_encoder", "dit", "vae"):
             self._check_checkpoint(name)
 
     def __call__(self):
-        """Yields a Result for each prompt, in order. Each one's frames have to be read before the next is asked for."""
+        """Yields a Result for each prompt of this process, in order; of several processes only for those that decode.
+
+        Each one's frames have to be read before the next is asked for.
+        """
+        if not self.batches:
+            return
         embeddings = self.embed()
         denoised, seconds = self.denoise(embeddings)
+        if not self.team.decodes(self.config.model.vae.tile_size is not None):
+            return
         vae = self._load("vae")
-        frames = self.config.video.frames * len(denoised)
-        with tqdm(total=frames, unit="frame", desc="decoding", dynamic_ncols=True) as bar:
-            for index, latent in enumerate(denoised):
-                timings = {**self._timings, "denoising": seconds[index]}
+        indices = [i for batch in self.batches for i in batch]
+        with self._progress(self.config.video.frames * len(denoised), "frame", "decoding") as bar:
+            for index, latent, spent in zip(indices, denoised, seconds, strict=True):
+                timings = {**self._timings, "denoising": spent}
                 yield Result(index, _timed(self._decode(vae, latent, bar), timings, "decoding"), timings)
         del vae
         release_memory()
 
     def embed(self):
-        """Encodes every distinct text: text -> fp32 [length, text_dim], without the rows of padding."""
+        """Encodes every distinct text of its batches: text -> fp32 [length, text_dim], without the rows of padding."""
         encoder = self._load("text_encoder")
         start = time.perf_counter()
         embeddings = {}
+        wanted = {self.prompts[i] for batch in self.batches for i in batch} | {self.config.sampling.negative_prompt}
         for text, (ids, mask) in self._tokens.items():
+            if text not in wanted:
+                continue
             rows = encoder(Tensor(ids[None]), Tensor(mask[None]))
             embeddings[text] = _to_host(rows)[0, : mask.sum()]
         self._timings["text_encoding"] = time.perf_counter() - start
@@ -91,17 +111,14 @@ class TextToVideo:
         return embeddings
 
     def denoise(self, embeddings):
-        """Turns noise into latents, `batch_size` videos at a time: (list of fp32 [16, T, h, w], seconds of each)."""
+        """Turns noise into latents, batch by batch: (list of fp32 [16, T, h, w], seconds of each)."""
         net = self._load("dit")
         if quantised := describe(self.config.model.dit):
             print(quantised, flush=True)
         velocity = self.runtime.compile(net)
-        sampling = self.config.sampling
-        batches = [range(i, min(i + sampling.batch_size, len(self.prompts)))
-                   for i in range(0, len(self.prompts), sampling.batch_size)]
         latents, seconds = [], []
-        with tqdm(total=len(batches) * sampling.steps, unit="step", desc="denoising", dynamic_ncols=True) as bar:
-            for batch in batches:
+        with self._progress(len(self.batches) * self.config.sampling.steps, "step", "denoising") as bar:
+            for batch in self.batches:
                 start = time.perf_counter()
                 latents.extend(self._denoise_batch(velocity, batch, embeddings, bar))
                 seconds.extend([time.perf_counter() - start] * len(batch))
@@ -118,7 +135,8 @@ class TextToVideo:
         noise = np.stack([self._noise(i) for i in batch])
         sampler = make_sampler(sampling.sampler, sampling.steps, sampling.shift)
         bar.set_postfix_str(f"video {batch[0] + 1}-{batch[-1] + 1} of {len(self.prompts)}")
-        sample = integrate(velocity, sampler, Tensor(noise), text, negative, sampling.guidance, bar.update)
+        sample = integrate(velocity, sampler, Tensor(noise), text, negative, sampling.guidance, bar.update,
+                           self.team.velocities())
         latents = _to_host(sample)
         if not np.isfinite(latents).all():
             path = self.config.model.dit.checkpoint
@@ -144,11 +162,16 @@ class TextToVideo:
         if section.tile_size is None:
             chunks = vae.decode_frames(z)
         else:
-            chunks = [vae.decode(z, Tiling(section.tile_size, section.tile_overlap))]
+            tiling = Tiling(section.tile_size, section.tile_overlap)
+            chunks = [vae.decode(z, tiling, SpreadTiles(self.team.mesh.video_group))]
         for chunk in chunks:
             frames = to_uint8(_to_host(chunk)[0])
             bar.update(len(frames))
             yield frames
+
+    def _progress(self, total, unit, what):
+        """A progress bar, shown by the one process of its lane that leads it."""
+        return tqdm(total=total, unit=unit, desc=what, dynamic_ncols=True, disable=not self.team.leads)
 
     def _tokenize(self):
         model, sampling = self.config.model, self.config.sampling
@@ -169,7 +192,16 @@ class TextToVideo:
                 # As Wan2.1 serves it: the VAE is small, and its rounding errors would be seen in the frames.
                 work = len(self.prompts) * self.config.latent_shape[1]
                 return WanVAE(section, ms.float32, compile_chunks=self.runtime.compiled and work >= COMPILE_VAE_FROM)
-            return {"dit": OSPNextDiT, "text_encoder": UMT5Encoder}[name](section, self.runtime.dtype)
+            if name == "text_encoder":
+                return UMT5Encoder(section, self.runtime.dtype)
+            return OSPNextDiT(section, self.runtime.dtype, sequence=self._sequence())
+
+    def _sequence(self):
+        """What orders the tokens: None for the whole video on this device."""
+        mesh, dit = self.team.mesh, self.config.model.dit
+        if mesh.video_group.size == 1:
+            return None
+        return ParallelSequence(dit.sparse_ratio, dit.num_heads, mesh)
 
     def _check_checkpoint(self, name):
         path = getattr(self.config.model, name).checkpoint
@@ -182,12 +214,14 @@ class TextToVideo:
         start = time.perf_counter()
         net = self._build(name)
         load_weights(net, getattr(self.config.model, name).checkpoint)
+        if name == "dit":
+            ShardedWeights(net, self.team.mesh)
         net.set_train(False)
         self._timings[f"loading_{name}"] = time.perf_counter() - start
         return net
 
 
-def integrate(velocity, sampler, sample, text, negative, guidance, on_step=lambda: None):
+def integrate(velocity, sampler, sample, text, negative, guidance, on_step=lambda: None, velocities=both_velocities):
     """Follows the sampler from noise to data.
 
     Two calls a step where there is guidance, never one of twice the batch, which would need the memory of two (and on
@@ -197,6 +231,7 @@ def integrate(velocity, sampler, sample, text, negative, guidance, on_step=lambd
         velocity: callable (x [B, 16, T, h, w], t [B] in [0, 1000], text [B, L, C]) -> velocity as x.
         sampler: of diffusion.sampler.make_sampler. sample: starting noise, fp32.
         text, negative: embeddings; no guidance where `negative` is None.
+        velocities: computes both branches of guidance, see pipelines.team.
 
     Returns:
         The latent, fp32 [B, 16, T, h, w].
@@ -205,9 +240,10 @@ def integrate(velocity, sampler, sample, text, negative, guidance, on_step=lambd
     for i, timestep in enumerate(sampler.timesteps):
         # A tensor, because a Python number would be compiled into the graph: a new one every step.
         t_B = Tensor(np.full(sample.shape[0], timestep, np.float32))
-        v = velocity(sample, t_B, text)
-        if negative is not None:
-            v = guided_velocity(v, velocity(sample, t_B, negative), guidance)
+        if negative is None:
+            v = velocity(sample, t_B, text)
+        else:
+            v = guided_velocity(*velocities(velocity, sample, t_B, text, negative), guidance)
         sample = sampler.step(i, v, sample)
         # The device works behind the host's back: without waiting for the result, progress would be that of queueing.
         sample.asnumpy()

@@ -108,10 +108,21 @@ def test_a_configuration_that_is_not_there(tmp_path, capsys):
     assert "no configuration file nowhere.yaml" in user_error(["--config", "nowhere.yaml"], capsys, tmp_path)
 
 
-def test_msrun_is_refused(config_file, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("MS_WORKER_NUM", "4")
-    assert "msrun started 4 workers" in user_error(["--config", config_file], capsys, tmp_path)
-    monkeypatch.setenv("MS_WORKER_NUM", "1")
+def test_processes_have_to_fit_the_degrees(config_file, tmp_path, capsys, monkeypatch):
+    def error(workers, *changes):
+        monkeypatch.setenv("MS_WORKER_NUM", str(workers))
+        options = [word for change in changes for word in ("--set", f"parallel_config.{change}")]
+        return user_error(["--config", config_file, *options], capsys, tmp_path)
+
+    assert "1 processes run" in error(1, "skiparse_parallel=2")
+    assert "skiparse_parallel is 3; valid for sparse_ratio 2: [1, 2, 4]" in error(3, "skiparse_parallel=3")
+    assert "4 does not divide the 2 heads; valid: 1x1, 1x2, 2x1" in error(4, "ulysses_parallel=4")
+    assert "a multiple of 2" in error(3, "ulysses_parallel=2")
+    assert "pairs of groups: a multiple of 4" in error(2, "ulysses_parallel=2", "split_guidance=true")
+    assert "parameter_shard is 2; generation shards weights among the 1 processes" in error(2, "parameter_shard=2")
+    assert "split_guidance has nothing to split" in user_error(
+        ["--config", config_file, "--set", "parallel_config.split_guidance=true", "--set", "sampling.guidance=1"],
+        capsys, tmp_path)
     assert "nowhere" in user_error(["--config", config_file, "--prompt-file", "nowhere"], capsys, tmp_path)
 
 
