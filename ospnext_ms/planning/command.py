@@ -85,7 +85,7 @@ def _flops(workload):
     computed = needed + (samples * forward["total"] if workload.trained and workload.recompute else 0)
     device = computed / workload.degree
     seconds = device / (workload.peak_tflops * 1e12) if workload.peak_tflops else None
-    return {"forward": forward, "videos": workload.batch * workload.parallel.data_parallel,
+    return {"forward": forward, "videos": workload.batch * workload.parallel.data_parallel // workload.groups_per_video,
             "batches": workload.batches, "calls": workload.forwards,
             "step": needed * workload.parallel.data_parallel, "device": device, "seconds_at_peak": seconds}
 

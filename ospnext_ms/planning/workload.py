@@ -11,7 +11,7 @@ from ospnext_ms.data.config import check_bucket
 from ospnext_ms.data.latents import latent_grid
 from ospnext_ms.models.config import DiTConfig, UMT5Config
 from ospnext_ms.models.lora_config import LoRAConfig
-from ospnext_ms.parallel.degrees import check_parallel
+from ospnext_ms.parallel.degrees import check_generation, check_parallel
 from ospnext_ms.post_training.config import PostTrainConfig
 from ospnext_ms.training.config import TrainConfig
 from ospnext_ms.yaml_reader import load_config, parse_yaml
@@ -34,7 +34,7 @@ class Workload:
         compute, residual, stored: bytes of a value in products, in the residual stream, in the stored weights.
         flash: attention keeps no scores (on Ascend). trained: "all", "lora" or None.
         parallel: ParallelSection, data_parallel being a number. ema, recompute: whether there is one.
-        peak_tflops: of a device, or None.
+        peak_tflops: of a device, or None. groups_per_video: 2 where each branch of guidance has devices of its own.
     """
 
     run_mode: str
@@ -55,6 +55,7 @@ class Workload:
     ema: bool
     recompute: bool
     peak_tflops: float | None
+    groups_per_video: int = 1
 
     @property
     def grid(self):
@@ -105,16 +106,19 @@ def _run_mode(path):
 
 
 def _parallel(config, devices):
-    section = getattr(config, "parallel_config", ParallelSection())
-    dit = config.model.dit
+    section, dit = config.parallel_config, config.model.dit
     degree = section.skiparse_parallel * section.ulysses_parallel
-    data = section.data_parallel
     if devices is None:
-        data = data or -(-section.parameter_shard // degree)
-        devices = data * degree
-    check_parallel(section, dit, devices)
+        least = max(-(-section.parameter_shard // degree), _groups_per_video(section))
+        devices = (section.data_parallel or least) * degree
+    check = check_generation if config.run_mode == "generate" else check_parallel
+    check(section, dit, devices)
     return ParallelSection(data_parallel=devices // degree, skiparse_parallel=section.skiparse_parallel,
                            ulysses_parallel=section.ulysses_parallel, parameter_shard=section.parameter_shard)
+
+
+def _groups_per_video(section):
+    return 2 if getattr(section, "split_guidance", False) else 1
 
 
 def _dtypes(config):
@@ -159,12 +163,13 @@ def _training_video(data, dit, video):
 def _generation(config, parallel, video):
     dtype, flash, notes = _dtypes(config)
     size = (config.video.height, config.video.width, config.video.frames)
+    groups = _groups_per_video(config.parallel_config)
     return Workload(
         run_mode=config.run_mode, dit=config.model.dit, text_encoder=config.model.text_encoder, video=video or size,
         notes=notes + _quant_notes(config.model.dit), batch=config.sampling.batch_size, batches=config.sampling.steps,
-        forwards=1 if config.sampling.guidance == 1 else 2, compute=BYTES[dtype], residual=BYTES[dtype],
+        forwards=(1 if config.sampling.guidance == 1 else 2) // groups, compute=BYTES[dtype], residual=BYTES[dtype],
         stored=BYTES[dtype], flash=flash, trained=None, lora=None, parallel=parallel, ema=False, recompute=False,
-        peak_tflops=None)
+        peak_tflops=None, groups_per_video=groups)
 
 
 def _post_training(config, parallel, video):

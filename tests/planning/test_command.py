@@ -60,6 +60,14 @@ def test_all_kinds_of_runs_can_be_planned(file, devices, trained, capsys):
     assert trained is None or plan["trained_parameters"] == trained
 
 
+def test_each_branch_of_guidance_on_devices_of_its_own(capsys):
+    plan = figures(capsys, GENERATE_14B, "--set", "parallel_config.split_guidance=true")
+    assert plan["devices"] == 2
+    assert (plan["flops"]["videos"], plan["flops"]["calls"]) == (1, 1)
+    assert plan["flops"]["step"] == 100 * plan["flops"]["forward"]["total"]
+    assert plan["flops"]["device"] == 50 * plan["flops"]["forward"]["total"]
+
+
 def test_what_is_printed(capsys):
     assert main(["plan", "--config", TRAIN_14B]) == 0
     out = capsys.readouterr().out
