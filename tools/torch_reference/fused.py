@@ -29,9 +29,11 @@ class EagerKernels:
         y_BNC = y_BNC.float() if gate_BC is None else y_BNC.float() * gate_BC[:, None]
         return (x_BNC.float() + y_BNC).to(x_BNC.dtype)
 
-    def update_norm(self, x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype):
-        """(update(x, y, gate), norm of that)."""
+    def update_norm(self, x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype, gather_N=None):
+        """(update(x, y, gate), norm of that); with `gather_N` both have token gather[i] in place i."""
         x_BNC = EagerKernels.update(self, x_BNC, y_BNC, gate_BC)
+        if gather_N is not None:
+            x_BNC = x_BNC.index_select(1, gather_N)
         return x_BNC, EagerKernels.norm(self, x_BNC, factor_BC, shift_BC, dtype)
 
     def rms_norm(self, x_BNC, weight_C):
@@ -56,6 +58,11 @@ class EagerKernels:
     def linear(self, x, layer):
         """x W^T + b."""
         return F.linear(x, layer.weight, layer.bias)
+
+    def linear_of_parts(self, parts, layer):
+        """`linear` of activations [B, n, in] one after the other, not yet inputs of a linear: [B, sum(n), out]."""
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return self.linear(self.input_of_linear(x), layer)
 
     def linear_gelu(self, x, layer):
         """GELU(tanh) of `linear`, as input of the next linear."""
@@ -90,14 +97,23 @@ class TritonKernels(EagerKernels):
     def update(self, x_BNC, y_BNC, gate_BC=None):
         return self._triton.update_norm(x_BNC, y_BNC, gate_BC, None, None, None)[0]
 
-    def update_norm(self, x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype):
-        return self._triton.update_norm(x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype)
+    def update_norm(self, x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype, gather_N=None):
+        return self._triton.update_norm(x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype, gather_N)
 
     def rms_norm(self, x_BNC, weight_C):
         return self._triton.rms_norm_rotate(x_BNC, weight_C, None, None)
 
     def rms_norm_rotate(self, x_BNC, weight_C, cos_Nd, sin_Nd):
         return self._triton.rms_norm_rotate(x_BNC, weight_C, cos_Nd, sin_Nd)
+
+    def linear_of_parts(self, parts, layer):
+        """Every part's product goes to its place in the result, so that parts are never copied side by side."""
+        if len(parts) == 1 or parts[0].shape[0] > 1:
+            return super().linear_of_parts(parts, layer)
+        y = parts[0].new_empty(1, sum(part.shape[1] for part in parts), layer.weight.shape[0])
+        for part, out in zip(parts, y[0].split([part.shape[1] for part in parts]), strict=True):
+            torch.addmm(layer.bias, part[0], layer.weight.t(), out=out)
+        return y
 
     def linear_gelu(self, x, layer):
         if not (self.gelu_epilogue and x.is_cuda and x.dtype == torch.bfloat16):

@@ -114,6 +114,9 @@ def _elementwise(table, config, grid, tokens, device, dtype):
         }
         for call, (passes, function) in calls.items():
             table.add(f"{call}, {name}", function, num_bytes=passes * x.nbytes)
+        gather = sequence.gather_of_switch(grid, "group", device)
+        table.add(f"update_norm of a switch, {name}", lambda k=kernels, g=gather: k.update_norm(
+            x, y, gate * 1e-3, factor, shift, dtype, g), num_bytes=4 * x.nbytes)
     _triton_variants(table, x, y, gate, factor, shift, weight, tables)
     table.add("switch token -> group", lambda: sequence.switch(x, grid, "group"), num_bytes=2 * x.nbytes)
 
@@ -123,15 +126,12 @@ def _triton_variants(table, x, y, gate, factor, shift, weight, tables):
         from tools.torch_reference import triton_kernels
     except ImportError:
         return
-    for rows in (1, 2, 4, 8, 16):
-        for num_warps in (4, 8, 16):
-            label = f"{rows} rows, {num_warps} warps"
-            shape = {"rows": rows, "num_warps": num_warps}
-            table.add(f"update_norm, triton, {label}",
-                      lambda s=shape: triton_kernels.update_norm(x, y, gate * 1e-3, factor, shift, x.dtype, **s),
-                      num_bytes=4 * x.nbytes)
-            table.add(f"rms_norm_rotate, triton, {label}",
-                      lambda s=shape: triton_kernels.rms_norm_rotate(y, weight, *tables, **s), num_bytes=2 * y.nbytes)
+    for shape in ((rows, num_warps) for rows in (1, 2, 4, 8, 16) for num_warps in (4, 8, 16)):
+        label = f"{shape[0]} rows, {shape[1]} warps"
+        table.add(f"update_norm, triton, {label}", lambda s=shape: triton_kernels.update_norm(
+            x, y, gate * 1e-3, factor, shift, x.dtype, shape=s), num_bytes=4 * x.nbytes)
+        table.add(f"rms_norm_rotate, triton, {label}", lambda s=shape: triton_kernels.rms_norm_rotate(
+            y, weight, *tables, shape=s), num_bytes=2 * y.nbytes)
 
 
 def _float8(table, config, tokens, device, dtype):

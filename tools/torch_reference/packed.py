@@ -22,12 +22,16 @@ from tools.torch_reference.sequence import PackedSequence
 
 @dataclass(frozen=True)
 class Execution:
-    """How blocks compute: the owner of the token order, the attention, the fused kernels, the dtype of the linears."""
+    """How blocks compute: the owner of the token order, the attention, the fused kernels, the dtype of the linears.
+
+    `leaves_update`: a block leaves its last update to the next one, which does it in the pass of its first norm.
+    """
 
     sequence: Any
     attention: Any
     kernels: Any
     dtype: torch.dtype
+    leaves_update: bool = False
 
 
 class RMSNorm(nn.Module):
@@ -50,8 +54,8 @@ class Attention(nn.Module):
     def _heads(self, x_BNC):
         return x_BNC.unflatten(-1, (self.num_heads, -1))
 
-    def _output(self, out_BNHD, kernels):
-        return kernels.linear(kernels.input_of_linear(out_BNHD.flatten(2)), self.o)
+    def _output(self, parts_BnHD, kernels):
+        return kernels.linear_of_parts([part_BnHD.flatten(2) for part_BnHD in parts_BnHD], self.o)
 
 
 class SelfAttention(Attention):
@@ -66,9 +70,9 @@ class SelfAttention(Attention):
         k = sequence.share(self._heads(k), order, sparse)
         v = sequence.share(self._heads(kernels.linear(x, self.v)), order, sparse)
         attend = sequence.attend_sparse if sparse else sequence.attend_full
-        out_BNHD = attend(execution.attention, q, k, v, order)
+        parts_BnHD = attend(execution.attention, q, k, v, order)
         del q, k, v
-        return self._output(out_BNHD, kernels)
+        return self._output(parts_BnHD, kernels)
 
 
 class CrossAttention(Attention):
@@ -79,7 +83,7 @@ class CrossAttention(Attention):
         q_BNHD = self._heads(kernels.rms_norm(kernels.linear(x, self.q), self.norm_q.weight))
         k_BLHD = self._heads(kernels.rms_norm(kernels.linear(text, self.k), self.norm_k.weight))
         v_BLHD = self._heads(kernels.linear(text, self.v))
-        return self._output(execution.attention(q_BNHD, k_BLHD, v_BLHD), kernels)
+        return self._output([execution.attention(q_BNHD, k_BLHD, v_BLHD)], kernels)
 
 
 class Block(nn.Module):
@@ -87,6 +91,9 @@ class Block(nn.Module):
 
     x += gate_a * SelfAttention(norm1(x) * (1 + scale_a) + shift_a); x += CrossAttention(norm3(x), text);
     x += gate_f * FFN(norm2(x) * (1 + scale_f) + shift_f)
+
+    `owed` is the update (y, gate) that the block before has left to this one, or None; with `gather_N` [N] the tokens
+    are gathered after it. Returns (x, what this block leaves: see Execution).
     """
 
     def __init__(self, config, dtype):
@@ -102,11 +109,14 @@ class Block(nn.Module):
             nn.Linear(config.ffn_dim, dim, dtype=dtype),
         )
 
-    def forward(self, x_BNC, e0_B6C, text, order, sparse, execution):
+    def forward(self, x_BNC, owed, gather_N, e0_B6C, text, order, sparse, execution):
         kernels, dtype = execution.kernels, execution.dtype
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation.float() + e0_B6C).unbind(1)
         norm3 = self.norm3.weight.float()[None], self.norm3.bias.float()[None]
-        n = kernels.norm(x_BNC, 1 + scale_a, shift_a, dtype)
+        if owed is None:
+            n = kernels.norm(x_BNC, 1 + scale_a, shift_a, dtype)
+        else:
+            x_BNC, n = kernels.update_norm(x_BNC, *owed, 1 + scale_a, shift_a, dtype, gather_N)
         y_BNC = self.self_attn(n, order, sparse, execution)
         x_BNC, n = kernels.update_norm(x_BNC, y_BNC, gate_a, *norm3, dtype)
         y_BNC = self.cross_attn(n, text, execution)
@@ -114,7 +124,13 @@ class Block(nn.Module):
         del y_BNC
         hidden = kernels.linear_gelu(n, self.ffn[0])
         del n
-        return kernels.update(x_BNC, kernels.linear(hidden, self.ffn[2]), gate_f)
+        y_BNC = kernels.linear(hidden, self.ffn[2])
+        return (x_BNC, (y_BNC, gate_f)) if execution.leaves_update else (kernels.update(x_BNC, y_BNC, gate_f), None)
+
+
+def _settled(x_BNC, owed, kernels):
+    """x with the update that a block has left."""
+    return x_BNC if owed is None else kernels.update(x_BNC, *owed)
 
 
 class Head(nn.Module):
@@ -184,19 +200,24 @@ class PackedDiT(nn.Module):
         Raises ValueError where x does not divide into patches or the text is too long.
         """
         kernels = self.kernels or default_kernels(x_BCThw.device)
-        execution = Execution(self.sequence, self.attention, kernels, self.dtype)
+        # With gradients a block would have to keep both x and y for the backward pass.
+        execution = Execution(self.sequence, self.attention, kernels, self.dtype, not torch.is_grad_enabled())
         patches_BNK, grid = self._patchify(x_BCThw)
         e_BC, e0_B6C = embed_time(self, t_B)
         text = kernels.input_of_linear(self._embed_text(text_BLC))
         x_BNC = self._embed_patches(self.sequence.enter(patches_BNK, grid))
-        pattern = "token"
+        pattern, owed = "token", None
         for block, wanted in zip(self.blocks, self.config.block_patterns, strict=True):
+            gather_N = None
             if wanted not in ("full", pattern):
-                x_BNC = self.sequence.switch(x_BNC, grid, wanted)
+                gather_N = self.sequence.gather_of_switch(grid, wanted, x_BNC.device) if owed else None
+                if gather_N is None:
+                    x_BNC, owed = self.sequence.switch(_settled(x_BNC, owed, kernels), grid, wanted), None
                 pattern = wanted
             order = self.sequence.order(grid, pattern, self.config.head_dim, x_BNC.device)
-            x_BNC = self._run(block, x_BNC, e0_B6C, text, order, wanted != "full", execution)
-        patches_BNK = self.sequence.leave(self.head(x_BNC, e_BC, kernels), grid, pattern)
+            x_BNC, owed = self._run(block, x_BNC, owed, gather_N, e0_B6C, text, order, wanted != "full", execution)
+        patches_BNK = self.head(_settled(x_BNC, owed, kernels), e_BC, kernels)
+        patches_BNK = self.sequence.leave(patches_BNK, grid, pattern)
         return self._unpatchify(patches_BNK, grid)
 
     def _run(self, block, *arguments):

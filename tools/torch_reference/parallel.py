@@ -216,19 +216,30 @@ class ParallelSequence:
 
     def switch(self, x_BNC, grid, target):
         """The other pattern's shard -> the shard of `target`: one All-to-All among the ranks of equal u."""
+        if self._switch.size == 1:
+            return x_BNC.index_select(1, self.gather_of_switch(grid, target, x_BNC.device))
+        send, receive, pack, unpack = self._switch_tables(grid, target, x_BNC.device)
+        received = self._switch.exchange(x_BNC.index_select(1, pack).transpose(0, 1), send, receive).wait()
+        return received.transpose(0, 1).index_select(1, unpack)
+
+    def _switch_tables(self, grid, target, device):
+        """(split sizes sent, received, gather before, gather after) of a switch to `target`."""
 
         def build():
             plan, mesh = self._plan(grid), self.mesh
             send, receive = plan.switch_splits(mesh.s, mesh.u)
             gathers = plan.switch_gathers(other_pattern(target), mesh.s, mesh.u)
-            pack, unpack = (torch.from_numpy(gather).to(x_BNC.device) for gather in gathers)
+            pack, unpack = (torch.from_numpy(gather).to(device) for gather in gathers)
             return (send, receive, pack, unpack) if target == "group" else (receive, send, pack, unpack)
 
-        send, receive, pack, unpack = self._once(("switch", grid, target, str(x_BNC.device)), build)
-        if self._switch.size == 1:
-            return x_BNC.index_select(1, self._once(("local", grid, target, str(x_BNC.device)), lambda: pack[unpack]))
-        received = self._switch.exchange(x_BNC.index_select(1, pack).transpose(0, 1), send, receive).wait()
-        return received.transpose(0, 1).index_select(1, unpack)
+        return self._once(("switch", grid, target, str(device)), build)
+
+    def gather_of_switch(self, grid, target, device):
+        """The tokens that `switch` gathers where it sends nothing (S = 1), else None."""
+        if self._switch.size > 1:
+            return None
+        _, _, pack, unpack = self._switch_tables(grid, target, device)
+        return self._once(("local", grid, target, str(device)), lambda: pack[unpack])
 
     def leave(self, x_BNC, grid, pattern):
         """Shards of `pattern` -> all tokens in natural order, on every process."""
@@ -258,7 +269,7 @@ class ParallelSequence:
         return self._attend(attention, (q, k, v), order, sparse=True)
 
     def _attend(self, attention, shared, order, sparse):
-        """What `share` returned of q, k and v -> [B, N, H, D]. Each part is attended to while others travel."""
+        """What `share` returned of q, k and v -> parts [B, n, H, D]. Each is attended to while others travel."""
         channel, parts = self._parts(order, sparse)
         if channel.size == 1 or not parts:
             runs = order.runs if sparse else runs_of((shared[0].shape[1],))
@@ -273,7 +284,7 @@ class ParallelSequence:
             returning.append(_tokens_to_heads(attention(*arrived), part, channel))
         received = torch.cat([pending.wait() for pending in returning], dim=1)
         heads, width = arrived[0].shape[2:]
-        return received.reshape(*received.shape[:2], heads * channel.size, width)
+        return (received.reshape(*received.shape[:2], heads * channel.size, width),)
 
     def _parts(self, order, sparse):
         """(channel, Parts): sub-sequences that are not empty everywhere in a sparse block, else the whole shard."""

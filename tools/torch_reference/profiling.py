@@ -30,7 +30,7 @@ def profile_block(model, grid, sparse, device, top=14):
     config = model.config
     patterns = config.block_patterns
     index = next(i for i, pattern in enumerate(patterns) if (pattern != "full") == sparse)
-    execution = Execution(model.sequence, model.attention, model.kernels, model.dtype)
+    execution = Execution(model.sequence, model.attention, model.kernels, model.dtype, leaves_update=True)
     order = model.sequence.order(grid, "token", config.head_dim, torch.device(device))
     tokens = order.cos_Nd.shape[0]
     generator = torch.Generator(device=device).manual_seed(0)
@@ -41,9 +41,12 @@ def profile_block(model, grid, sparse, device, top=14):
     e0_B6C = draw(1, 6, config.dim, dtype=torch.float32)
     text = model.kernels.input_of_linear(draw(1, config.text_len, config.dim, dtype=model.dtype))
 
+    gather = model.sequence.gather_of_switch(grid, "token", torch.device(device)) if sparse else None
+
     def run():
-        model.blocks[index](draw(1, tokens, config.dim, dtype=model.residual_dtype), e0_B6C, text, order, sparse,
-                            execution)
+        x_BNC = draw(1, tokens, config.dim, dtype=model.residual_dtype)
+        owed = draw(1, tokens, config.dim, dtype=model.dtype), e0_B6C[:, 0]
+        model.blocks[index](x_BNC, owed, gather, e0_B6C, text, order, sparse, execution)
         synchronize(device)
 
     with torch.inference_mode():

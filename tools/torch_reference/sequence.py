@@ -2,7 +2,7 @@
 
 B batch, N tokens, C width, H heads, D head width, T/h/w grid. A model asks a sequence object for everything that
 depends on the order of its tokens; `PackedSequence` holds the whole video on one device, `parallel.ParallelSequence` a
-shard of it. Both have the methods enter, order, switch, share, attend_full, attend_sparse and leave.
+shard of it. Both have the methods enter, order, switch, gather_of_switch, share, attend_full, attend_sparse and leave.
 """
 
 from dataclasses import dataclass
@@ -54,10 +54,11 @@ def rotary_tables(grid, head_dim, natural_indices):
 def attend_sub_sequences(attention, q_BNHD, k_BNHD, v_BNHD, runs):
     """Attention inside consecutive sub-sequences, one call a run of equal lengths; at B = 1 q, k, v are never copied.
 
-    N is the sum of count * length over `runs`. Returns [B, N, H, D].
+    N is the sum of count * length over `runs`. Returns a tuple of [B, n, H, D], one a run, to be read one after the
+    other: kernels.linear_of_parts needs no copy of them side by side.
     """
     if not runs:
-        return v_BNHD
+        return (v_BNHD,)
     batch, _, num_heads, head_dim = v_BNHD.shape
     outputs = []
     start = 0
@@ -66,7 +67,7 @@ def attend_sub_sequences(attention, q_BNHD, k_BNHD, v_BNHD, runs):
         out = attention(*(part.reshape(batch * count, length, num_heads, head_dim) for part in parts))
         outputs.append(out.reshape(batch, count * length, num_heads, head_dim))
         start += count * length
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    return tuple(outputs)
 
 
 class PackedSequence:
@@ -92,7 +93,11 @@ class PackedSequence:
 
     def switch(self, x_BNC, grid, target):
         """The other pattern's order -> the order of `target`."""
-        return self._gather(x_BNC, grid, "token_to_group" if target == "group" else "group_to_token")
+        return x_BNC.index_select(1, self.gather_of_switch(grid, target, x_BNC.device))
+
+    def gather_of_switch(self, grid, target, device):
+        """The tokens [N] that `switch` gathers, where it does nothing else; None where it does."""
+        return self._index(grid, "token_to_group" if target == "group" else "group_to_token", device)
 
     def leave(self, x_BNC, grid, pattern):
         """Order of `pattern` -> natural order."""
@@ -103,20 +108,23 @@ class PackedSequence:
         return x_BNHD
 
     def attend_full(self, attention, q_BNHD, k_BNHD, v_BNHD, order):
-        """Every token attends to every token, in whatever order they stand."""
-        return attention(q_BNHD, k_BNHD, v_BNHD)
+        """Every token attends to every token, in whatever order they stand. Returns parts, see attend_sub_sequences."""
+        return (attention(q_BNHD, k_BNHD, v_BNHD),)
 
     def attend_sparse(self, attention, q_BNHD, k_BNHD, v_BNHD, order):
-        """Every token attends to its own sub-sequence."""
+        """Every token attends to its own sub-sequence. Returns parts, see attend_sub_sequences."""
         return attend_sub_sequences(attention, q_BNHD, k_BNHD, v_BNHD, order.runs)
 
     def _gather(self, x_BNC, grid, name):
+        return x_BNC.index_select(1, self._index(grid, name, x_BNC.device))
+
+    def _index(self, grid, name, device):
         def build():
             plan = self._plan(grid)
             indices = plan.natural_from(name) if name in ("token", "group") else getattr(plan, name)
-            return torch.from_numpy(indices).to(x_BNC.device)
+            return torch.from_numpy(indices).to(device)
 
-        return x_BNC.index_select(1, self._once(("gather", grid, name, str(x_BNC.device)), build))
+        return self._once(("gather", grid, name, str(device)), build)
 
     def _plan(self, grid):
         return self._once(("plan", grid), lambda: SkiparsePlan(grid, self.sparse_ratio))

@@ -94,9 +94,10 @@ def quantise_tensor(x, gelu=False, amax=None, rows=ROWS_PER_PROGRAM, num_warps=N
 
 
 @triton.jit
-def _update_norm_quantise_kernel(x_ptr, y_ptr, gate_ptr, factor_ptr, shift_ptr, n_ptr, scale_ptr, amax_ptr, num_tokens,
-                                 eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-                                 UPDATE: tl.constexpr, GATE: tl.constexpr, STEP: tl.constexpr):
+def _update_norm_quantise_kernel(x_ptr, y_ptr, gate_ptr, factor_ptr, shift_ptr, gather_ptr, out_ptr, n_ptr, scale_ptr,
+                                 amax_ptr, num_tokens, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+                                 ROWS: tl.constexpr, UPDATE: tl.constexpr, GATE: tl.constexpr, GATHER: tl.constexpr,
+                                 STEP: tl.constexpr):
     sample = tl.program_id(1)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
@@ -109,13 +110,16 @@ def _update_norm_quantise_kernel(x_ptr, y_ptr, gate_ptr, factor_ptr, shift_ptr, 
     for token in range(start, tl.minimum(start + ROWS, num_tokens)):
         row = (sample * num_tokens + token).to(tl.int64)
         offsets = row * WIDTH + columns
-        x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        source = offsets
+        if GATHER:
+            source = (sample * num_tokens + tl.load(gather_ptr + token)).to(tl.int64) * WIDTH + columns
+        x = tl.load(x_ptr + source, mask=inside, other=0.0).to(tl.float32)
         if UPDATE:
-            y = tl.load(y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+            y = tl.load(y_ptr + source, mask=inside, other=0.0).to(tl.float32)
             if GATE:
                 y = y * gate
             rounded = (x + y).to(x_ptr.dtype.element_ty)
-            tl.store(x_ptr + offsets, rounded, mask=inside)
+            tl.store(out_ptr + offsets, rounded, mask=inside)
             x = rounded.to(tl.float32)
         mean = tl.sum(x, axis=0) / WIDTH
         centred = tl.where(inside, x - mean, 0.0)
@@ -133,9 +137,11 @@ def _update_norm_quantise_kernel(x_ptr, y_ptr, gate_ptr, factor_ptr, shift_ptr, 
         tl.atomic_max(amax_ptr, largest)
 
 
-def update_norm_quantise(x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype, scaling, rows=ROWS_PER_PROGRAM,
-                         num_warps=NUM_WARPS):
-    """x += gate * y in place (left out where y is None); LayerNorm(x) * factor + shift as (codes [B, N, C], scale).
+def update_norm_quantise(x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype, scaling, gather_N=None,
+                         rows=ROWS_PER_PROGRAM, num_warps=NUM_WARPS):
+    """x + gate * y (left out where y is None); LayerNorm(x) * factor + shift as (codes [B, N, C], scale).
+
+    x is updated in place or, with `gather_N`, a new one with token gather[i] in place i, as are the codes.
 
     `scaling` "row" quantises in the same pass; "tensor" writes the norm in `dtype`, keeps its largest magnitude, and
     casts in a second pass.
@@ -145,13 +151,16 @@ def update_norm_quantise(x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype, scal
     by_row = scaling == "row"
     assert x_BNC.is_contiguous()
     assert not update or (y_BNC.is_contiguous() and y_BNC.shape == x_BNC.shape)
+    assert gather_N is None or (update and gather_N.shape == (num_tokens,) and gather_N.is_contiguous())
+    out_BNC = x_BNC if gather_N is None else torch.empty_like(x_BNC)
     n_BNC = torch.empty_like(x_BNC, dtype=torch.float8_e4m3fn if by_row else dtype)
     scale = x_BNC.new_empty(batch, num_tokens, 1, dtype=torch.float32)
     amax = x_BNC.new_zeros((), dtype=torch.float32)
     if x_BNC.numel():
         gate, factor, shift = (_vectors(v, batch, width) for v in (gate_BC, factor_BC, shift_BC))
         _update_norm_quantise_kernel[(triton.cdiv(num_tokens, rows), batch)](
-            x_BNC, y_BNC if update else x_BNC, gate if gate is not None else factor, factor, shift, n_BNC, scale, amax,
-            num_tokens, NORM_EPS, WIDTH=width, BLOCK=triton.next_power_of_2(width), ROWS=rows, UPDATE=update,
-            GATE=gate is not None, STEP="rows" if by_row else "amax", num_warps=num_warps)
-    return x_BNC, *((n_BNC, scale) if by_row else quantise_tensor(n_BNC, amax=amax))
+            x_BNC, y_BNC if update else x_BNC, gate if gate is not None else factor, factor, shift,
+            x_BNC if gather_N is None else gather_N, out_BNC, n_BNC, scale, amax, num_tokens, NORM_EPS, WIDTH=width,
+            BLOCK=triton.next_power_of_2(width), ROWS=rows, UPDATE=update, GATE=gate is not None,
+            GATHER=gather_N is not None, STEP="rows" if by_row else "amax", num_warps=num_warps)
+    return out_BNC, *((n_BNC, scale) if by_row else quantise_tensor(n_BNC, amax=amax))

@@ -10,14 +10,15 @@ import triton.language as tl
 
 from tools.torch_reference.fused import NORM_EPS
 
-ROWS_PER_PROGRAM = 4
-NUM_WARPS = 8
+# Fastest on an H100 at width 5120 (microbenchmark.py): (rows a program, warps).
+NORM_SHAPE = (2, 8)
+ROTATE_SHAPE = (2, 4)
 
 
 @triton.jit
-def _update_norm_kernel(x_ptr, y_ptr, gate_ptr, factor_ptr, shift_ptr, n_ptr, num_tokens, eps,
+def _update_norm_kernel(x_ptr, y_ptr, gate_ptr, factor_ptr, shift_ptr, gather_ptr, out_ptr, n_ptr, num_tokens, eps,
                         WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-                        UPDATE: tl.constexpr, GATE: tl.constexpr, NORM: tl.constexpr):
+                        UPDATE: tl.constexpr, GATE: tl.constexpr, NORM: tl.constexpr, GATHER: tl.constexpr):
     sample = tl.program_id(1)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
@@ -29,13 +30,16 @@ def _update_norm_kernel(x_ptr, y_ptr, gate_ptr, factor_ptr, shift_ptr, n_ptr, nu
     start = tl.program_id(0) * ROWS
     for token in range(start, tl.minimum(start + ROWS, num_tokens)):
         offsets = (sample * num_tokens + token).to(tl.int64) * WIDTH + columns
-        x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        source = offsets
+        if GATHER:
+            source = (sample * num_tokens + tl.load(gather_ptr + token)).to(tl.int64) * WIDTH + columns
+        x = tl.load(x_ptr + source, mask=inside, other=0.0).to(tl.float32)
         if UPDATE:
-            y = tl.load(y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+            y = tl.load(y_ptr + source, mask=inside, other=0.0).to(tl.float32)
             if GATE:
                 y = y * gate
             rounded = (x + y).to(x_ptr.dtype.element_ty)
-            tl.store(x_ptr + offsets, rounded, mask=inside)
+            tl.store(out_ptr + offsets, rounded, mask=inside)
             x = rounded.to(tl.float32)
         if NORM:
             mean = tl.sum(x, axis=0) / WIDTH
@@ -45,25 +49,29 @@ def _update_norm_kernel(x_ptr, y_ptr, gate_ptr, factor_ptr, shift_ptr, n_ptr, nu
             tl.store(n_ptr + offsets, n.to(n_ptr.dtype.element_ty), mask=inside)
 
 
-def update_norm(x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype, rows=ROWS_PER_PROGRAM, num_warps=NUM_WARPS):
-    """x += gate * y in place, and LayerNorm(x) * factor + shift in `dtype`; each part is left out where it is None.
+def update_norm(x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype, gather_N=None, shape=NORM_SHAPE):
+    """x + gate * y, and LayerNorm(x) * factor + shift in `dtype`; each part is left out where it is None.
 
-    Returns (x, normed or None).
+    Returns (x, normed or None): x in place or, with `gather_N`, a new one with token gather[i] in place i, as normed.
     """
+    rows, num_warps = shape
     batch, num_tokens, width = x_BNC.shape
     update, normed = y_BNC is not None, factor_BC is not None
     n_BNC = torch.empty_like(x_BNC, dtype=dtype) if normed else None
     assert x_BNC.is_contiguous()
     assert not update or (y_BNC.is_contiguous() and y_BNC.shape == x_BNC.shape)
+    assert gather_N is None or (update and gather_N.shape == (num_tokens,) and gather_N.is_contiguous())
+    out_BNC = x_BNC if gather_N is None else torch.empty_like(x_BNC)
     if x_BNC.numel():
         gate, factor, shift = (_vectors(v, batch, width) for v in (gate_BC, factor_BC, shift_BC))
         _update_norm_kernel[(triton.cdiv(num_tokens, rows), batch)](
             x_BNC, y_BNC if update else x_BNC, gate if gate is not None else x_BNC,
-            factor if normed else x_BNC, shift if normed else x_BNC, n_BNC if normed else x_BNC, num_tokens, NORM_EPS,
-            WIDTH=width, BLOCK=triton.next_power_of_2(width), ROWS=rows,
-            UPDATE=update, GATE=gate is not None, NORM=normed, num_warps=num_warps,
+            factor if normed else x_BNC, shift if normed else x_BNC, x_BNC if gather_N is None else gather_N, out_BNC,
+            n_BNC if normed else x_BNC, num_tokens, NORM_EPS,
+            WIDTH=width, BLOCK=triton.next_power_of_2(width), ROWS=rows, UPDATE=update, GATE=gate is not None,
+            NORM=normed, GATHER=gather_N is not None, num_warps=num_warps,
         )
-    return x_BNC, n_BNC
+    return out_BNC, n_BNC
 
 
 def _vectors(vector_BC, batch, width):
@@ -95,11 +103,12 @@ def _rms_norm_rotate_kernel(x_ptr, weight_ptr, cos_ptr, sin_ptr, num_tokens, eps
         tl.store(x_ptr + offsets, x.to(x_ptr.dtype.element_ty), mask=inside)
 
 
-def rms_norm_rotate(x_BNC, weight_C, cos_Nd, sin_Nd, rows=ROWS_PER_PROGRAM, num_warps=NUM_WARPS):
+def rms_norm_rotate(x_BNC, weight_C, cos_Nd, sin_Nd, shape=ROTATE_SHAPE):
     """RMS norm over C and, with tables, rotation of the interleaved pairs; in place, returns x.
 
     D (with tables) must be a power of two.
     """
+    rows, num_warps = shape
     batch, num_tokens, width = x_BNC.shape
     rotated = cos_Nd is not None
     pairs = cos_Nd.shape[-1] if rotated else _largest_power_of_two_dividing(width) // 2

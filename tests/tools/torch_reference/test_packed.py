@@ -119,6 +119,39 @@ def test_bf16_is_near_fp32(residual_dtype):
     assert 1e-4 < relative_error(out.detach(), exact(*inputs).detach()) < 2e-2
 
 
+@pytest.mark.parametrize("layout", [{"num_full_blocks": 4}, {"num_full_blocks": 0}])
+def test_updates_left_to_the_next_block_change_nothing(layout, monkeypatch):
+    """Without gradients: the update, the gather of a switch and the next norm are one step, on any kernels."""
+    _, model = _models(replace(CONFIG, num_layers=8, **layout))
+    inputs = _inputs(CONFIG, (2, 7, 6), batch=1)
+    alone = model(*inputs).detach()
+    gathered = []
+    update_norm = fused.EagerKernels.update_norm
+
+    def spy(self, *arguments):
+        gathered.append(len(arguments) == 7 and arguments[6] is not None)
+        return update_norm(self, *arguments)
+
+    monkeypatch.setattr(fused.EagerKernels, "update_norm", spy)
+    with torch.no_grad():
+        assert torch.equal(model(*inputs), alone)
+    sparse = [pattern for pattern in model.config.block_patterns if pattern != "full"]
+    switches = sum(a != b for a, b in zip(["token", *sparse], sparse, strict=False))
+    assert sum(gathered) == switches > 0
+    assert len(gathered) == 8 * 2 + 7
+
+
+def test_linear_of_parts_is_the_linear_of_all():
+    layer = torch.nn.Linear(6, 5)
+    x = torch.randn(1, 9, 6)
+    eager, in_place = fused.EagerKernels(), fused.TritonKernels.__new__(fused.TritonKernels)
+    with torch.inference_mode():
+        for kernels in (eager, in_place):
+            for parts in ((x,), x.split((4, 5), dim=1), x.expand(2, -1, -1).split((4, 5), dim=1)):
+                expected = layer(torch.cat(parts, dim=1))
+                assert relative_error(kernels.linear_of_parts(parts, layer), expected) < 1e-6
+
+
 def test_gradient_checkpointing_changes_nothing():
     _, model = _models(CONFIG)
     inputs = _inputs(CONFIG, (1, 7, 6))
@@ -165,7 +198,8 @@ def test_sequence_is_copied_nowhere_and_attended_once_a_run():
         seen.append([(tensor.shape[:2], tensor.data_ptr() - q.data_ptr()) for tensor in tensors])
         return tensors[0]
 
-    assert torch.equal(attend_sub_sequences(attention, q, q, q, ((2, 3), (1, 2), (1, 3))), q)
+    parts = attend_sub_sequences(attention, q, q, q, ((2, 3), (1, 2), (1, 3)))
+    assert torch.equal(torch.cat(parts, dim=1), q)
     assert seen == [[((2, 3), 0)] * 3, [((1, 2), 6 * 32)] * 3, [((1, 3), 8 * 32)] * 3]
     sequence = PackedSequence(2)
     assert sequence.order((21, 45, 80), "token", 8, "cpu").runs == ((2, 19320), (2, 18480))
@@ -195,6 +229,8 @@ def _compare_kernels(actual, shape, dtype):
         "update": lambda k: (k.update(x.clone(), y.clone(), gate),),
         "update ungated": lambda k: (k.update(x.clone(), y.clone()),),
         "update_norm": lambda k: k.update_norm(x.clone(), y.clone(), gate, factor, shift, dtype),
+        "update_norm of a switch": lambda k: k.update_norm(x.clone(), y.clone(), gate, factor, shift, dtype,
+                                                           torch.arange(x.shape[1]).flip(0)),
         "update_norm ungated": lambda k: k.update_norm(x.clone(), y.clone(), None, factor[:1], shift[:1], dtype),
         "rms_norm": lambda k: (k.rms_norm(x.clone(), weight),),
         "rms_norm_rotate": lambda k: (k.rms_norm_rotate(x.clone(), weight, *tables),),
