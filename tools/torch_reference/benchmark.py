@@ -2,6 +2,7 @@
 
     python -m tools.torch_reference.benchmark --setting 720p --mode full sparse --repeats 5 --output DIR
     python -m tools.torch_reference.benchmark --setting 720p --gpus 8 --skiparse-parallel 4 2 1 --output DIR
+    python -m tools.torch_reference.benchmark --setting 480p --video --output DIR
     python -m tools.torch_reference.benchmark --plot FILE.png --output DIR
 
 Weights are random, created on the GPU; a forward is the whole network (embeddings, every block, head) of one sample.
@@ -55,6 +56,8 @@ def build_parser():
     parser.add_argument("--microbenchmark", action="store_true", help="every step of a block alone")
     parser.add_argument("--profile", action="store_true", help="GPU kernels of one full and one sparse block")
     parser.add_argument("--train-step", action="store_true", help="forward and backward instead of a forward")
+    parser.add_argument("--video", action="store_true", help="whole videos instead: all steps and the VAE")
+    parser.add_argument("--video-steps", type=int, default=50, help="with fewer the total is worked out for 50")
     parser.add_argument("--num-layers", type=int, help="of the train step, default half of the model's")
     parser.add_argument("--output", type=Path, help="folder for the JSON, or to plot from")
     parser.add_argument("--plot", type=Path, help="draw the JSON files of --output and measure nothing")
@@ -74,8 +77,8 @@ def main(argv=None):
         return run(args, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     from tools.torch_reference.launch import launch
 
-    if args.train_step or args.profile:
-        raise SystemExit("--train-step and --profile measure one GPU; leave out --gpus")
+    if args.train_step or args.profile or args.video:
+        raise SystemExit("--train-step, --profile and --video measure one GPU; leave out --gpus")
     args.degrees = parallel_degrees(args, MODELS[args.model or SETTINGS[args.setting].model])
     return launch(args)
 
@@ -126,9 +129,14 @@ def run(args, device):
         from tools.torch_reference.training_step import measure_training
 
         guard("train step", lambda: measure_training(args, config, setting, device, backends, result))
+    elif args.video:
+        from tools.torch_reference.video import measure_videos
+
+        guard("videos", lambda: measure_videos(args, config, setting.grid, device, dtype, backends, result, guard))
     else:
         guard("forwards", lambda: measure_forwards(args, config, setting.grid, device, dtype, backends, result, guard))
-    print_table(result)
+    if not args.video:
+        print_table(result)
     print(f"whole run {time.perf_counter() - started:.0f} s", flush=True)
     if args.output and (not dist.is_initialized() or dist.get_rank() == 0):
         _write(result, args)
@@ -192,7 +200,7 @@ def _machine(device):
 
 def _write(result, args):
     args.output.mkdir(parents=True, exist_ok=True)
-    kind = "train" if args.train_step else "forward"
+    kind = "train" if args.train_step else "video" if args.video else "forward"
     path = args.output / f"{args.setting}_{result['model']}_{kind}_{args.gpus}gpu.json"
     with atomic_path(path) as temporary:
         Path(temporary).write_text(json.dumps(result, indent=1))

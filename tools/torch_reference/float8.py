@@ -7,25 +7,33 @@ tensor cores (torch._scaled_mm); everything else stays as it is. Current scaling
   before the first code can be written, so quantisation takes two passes over memory.
 - "row": one scale a token and one an output channel. Not the recipe's, more exact, and one pass: the kernel that makes
   a row quantises it.
+- "hif8": the recipe itself, emulated: numbers of HiF8 (hif8.py), which bf16 holds exactly, with one scale a tensor, in
+  bf16 products. It shows the recipe's own error; its time says nothing.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tools.torch_reference import fused
+from ospnext_ms.models.config import QuantConfig
+from tools.torch_reference import fused, hif8
 
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
-SCALINGS = ("tensor", "row")
+SCALINGS = ("tensor", "row", "hif8")
+HIF8_MAX = QuantConfig().scale_max_forward
+# Rounding to HiF8 is integer arithmetic on fp32: a part of a tensor at a time.
+HIF8_ROWS = 8192
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """codes [..., K] e4m3 and their fp32 scale, [] or [..., 1]: the activation is codes * scale, of type `dtype`."""
+    """codes [..., K], e4m3 or HiF8 numbers in bf16, and their fp32 scale, [] or [..., 1]: the activation is
+    codes * scale, of type `dtype`.
+    """
 
     codes: torch.Tensor
     scale: torch.Tensor
@@ -37,18 +45,33 @@ class Quantised:
 
 def quantised(x, scaling):
     """Quantised x [..., K] with a scale for the tensor or for each row; an all-zero one gets scale 1."""
+    if scaling == "hif8":
+        return _hif8_numbers(x)
     x32 = x.float()
     amax = x32.abs().amax() if scaling == "tensor" else x32.abs().amax(-1, keepdim=True)
     factor = torch.where(amax > 0, E4M3_MAX / amax.clamp_min(1e-30), 1.0)
     return Quantised((x32 * factor).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3), 1 / factor, x.dtype)
 
 
-class Float8Linear(nn.Module):
-    """y = x W^T + b with e4m3 x and W, made of a linear layer: codes [out, in], scale [] or [out, 1], bias [out]."""
+def _hif8_numbers(x):
+    amax = x.abs().amax().float()
+    factor = torch.where(amax > 0, HIF8_MAX / amax.clamp_min(1e-30), 1.0)
+    rows = x.reshape(-1, x.shape[-1])
+    numbers = torch.empty_like(rows, dtype=torch.bfloat16)
+    for source, target in zip(rows.split(HIF8_ROWS), numbers.split(HIF8_ROWS), strict=True):
+        target.copy_(hif8.round_to_hif8(source.float() * factor))
+    return Quantised(numbers.view(x.shape), 1 / factor, x.dtype)
 
-    def __init__(self, layer, scaling):
+
+class Float8Linear(nn.Module):
+    """y = x W^T + b with quantised x and W: codes [out, in], scale [] or [out, 1], bias [out].
+
+    Made of a linear layer and, where its weight is stored in 8 bits already, that weight (Quantised).
+    """
+
+    def __init__(self, layer, scaling, weight=None):
         super().__init__()
-        weight = quantised(layer.weight.detach(), scaling)
+        weight = weight or quantised(layer.weight.detach(), scaling)
         self.scaling = scaling
         self.register_buffer("codes", weight.codes)
         self.register_buffer("scale", weight.scale)
@@ -57,6 +80,10 @@ class Float8Linear(nn.Module):
     def forward(self, x):
         """Quantised [..., in] -> [..., out] in the dtype of the bias."""
         codes = x.codes.flatten(0, -2)
+        if self.scaling == "hif8":
+            # Scaled after the product, so bf16 rounds the result twice.
+            y = F.linear(codes, self.codes).float().mul_(x.scale * self.scale).add_(self.bias)
+            return y.to(x.dtype).unflatten(0, x.codes.shape[:-1])
         scales = (x.scale.flatten(0, -2), self.scale.t()) if self.scaling == "row" else (x.scale, self.scale)
         y = torch._scaled_mm(codes, self.codes.t(), *scales, bias=self.bias, out_dtype=x.dtype, use_fast_accum=True)
         return y.unflatten(0, x.codes.shape[:-1])
@@ -65,7 +92,9 @@ class Float8Linear(nn.Module):
 class Float8Kernels:
     """The contract of fused.EagerKernels, in which the input of a linear is Quantised. `others` does the rest.
 
-    The eager form states what `TritonFloat8Kernels` computes.
+    The eager form states what `TritonFloat8Kernels` computes: what is quantised in the pass that makes it, or made
+    again in each pass, is never rounded to the activations' dtype: the GELU and, with a scale a row, the norm. With a
+    scale a tensor the norm is written in that dtype between the two passes.
     """
 
     def __init__(self, others, scaling):
@@ -74,12 +103,20 @@ class Float8Kernels:
 
     def norm(self, x_BNC, factor_BC, shift_BC, dtype):
         """Norm and modulation; Quantised, but for the head's fp32."""
-        n_BNC = self.others.norm(x_BNC, factor_BC, shift_BC, dtype)
-        return n_BNC if dtype == torch.float32 else self.input_of_linear(n_BNC)
+        if dtype == torch.float32:
+            return self.others.norm(x_BNC, factor_BC, shift_BC, dtype)
+        return self._as(dtype, self.others.norm(x_BNC, factor_BC, shift_BC, self._norm_dtype(dtype)))
 
-    def update_norm(self, x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype):
-        x_BNC, n_BNC = self.others.update_norm(x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype)
-        return x_BNC, self.input_of_linear(n_BNC)
+    def update_norm(self, x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype, gather_N=None):
+        x_BNC, n_BNC = self.others.update_norm(x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, self._norm_dtype(dtype),
+                                               gather_N)
+        return x_BNC, self._as(dtype, n_BNC)
+
+    def _norm_dtype(self, dtype):
+        return torch.float32 if self.scaling == "row" else dtype
+
+    def _as(self, dtype, x):
+        return replace(quantised(x, self.scaling), dtype=dtype)
 
     def input_of_linear(self, x):
         return quantised(x, self.scaling)
@@ -87,8 +124,13 @@ class Float8Kernels:
     def linear(self, x, layer):
         return layer(x)
 
+    def linear_of_parts(self, parts, layer):
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return layer(self.input_of_linear(x))
+
     def linear_gelu(self, x, layer):
-        return quantised(F.gelu(layer(x), approximate="tanh"), self.scaling)
+        y = layer(x)
+        return self._as(y.dtype, F.gelu(y.float(), approximate="tanh"))
 
 
 class TritonFloat8Kernels(Float8Kernels):
@@ -106,9 +148,9 @@ class TritonFloat8Kernels(Float8Kernels):
             return self.others.norm(x_BNC, factor_BC, shift_BC, dtype)
         return self.update_norm(x_BNC, None, None, factor_BC, shift_BC, dtype)[1]
 
-    def update_norm(self, x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype):
+    def update_norm(self, x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype, gather_N=None):
         x_BNC, codes, scale = self._triton.update_norm_quantise(x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype,
-                                                                self.scaling)
+                                                                self.scaling, gather_N)
         return x_BNC, Quantised(codes, scale, dtype)
 
     def input_of_linear(self, x):
@@ -123,35 +165,27 @@ def kernels(name, scaling):
     """Kernels `name` of fused.IMPLEMENTATIONS with quantised inputs of linears. Raises ValueError for other names."""
     if scaling not in SCALINGS:
         raise ValueError(f"scaling is {scaling!r}; valid: {', '.join(SCALINGS)}")
-    return (TritonFloat8Kernels if name == "triton" else Float8Kernels)(fused.kernels(name), scaling)
+    by_hand = name == "triton" and scaling != "hif8"
+    return (TritonFloat8Kernels if by_hand else Float8Kernels)(fused.kernels(name), scaling)
 
 
 def block_linears(model):
-    """(parent, name, layer) of every linear that the recipe quantises."""
+    """(parent, name) of every linear that the recipe quantises."""
     for block in model.blocks:
         for attention in (block.self_attn, block.cross_attn):
-            yield from ((attention, name, getattr(attention, name)) for name in "qkvo")
-        yield from ((block.ffn, name, getattr(block.ffn, name)) for name in ("0", "2"))
+            yield from ((attention, name) for name in "qkvo")
+        yield from ((block.ffn, name) for name in ("0", "2"))
 
 
 def quantise(model, scaling, kernels_name):
-    """Replaces the block linears of a PackedDiT and its kernels, in place; the layers it had stay untouched.
+    """Replaces the block linears of a PackedDiT and its kernels, in place; the layers it had stay untouched, and are
+    freed one by one where nobody else holds them.
 
     Raises ValueError for a model in fp32: by that dtype the norm of the head is told from those of the blocks.
     """
     if model.dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f"linears of the model are {model.dtype}; valid: torch.bfloat16, torch.float16")
-    for parent, name, layer in list(block_linears(model)):
-        setattr(parent, name, Float8Linear(layer, scaling))
+    for parent, name in list(block_linears(model)):
+        setattr(parent, name, Float8Linear(getattr(parent, name), scaling))
     model.kernels = kernels(kernels_name, scaling)
     return model
-
-
-def error_against_bf16(base, model, inputs):
-    """||out - out_base|| / ||out_base|| of the 8-bit `model` against `base`, the model it was made of."""
-    same_layout = base.with_layout(model.config.skiparse, model.config.num_full_blocks)
-    same_layout.attention, same_layout.sequence = model.attention, model.sequence
-    same_layout.kernels = model.kernels.others
-    with torch.inference_mode():
-        expected = same_layout(*inputs).double()
-        return ((model(*inputs).double() - expected).norm() / expected.norm()).item()

@@ -1,7 +1,7 @@
 """Measures whole forwards: every mode with every choice of kernels, on one GPU and shared by several."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -13,9 +13,11 @@ from tools.torch_reference.attention_backends import attention_backend
 from tools.torch_reference.profiling import print_profile, profile_block
 from tools.torch_reference.sequence import PackedSequence
 from tools.torch_reference.settings import random_inputs, random_model
-from tools.torch_reference.timing import peak_memory_gib, reset_peak_memory, synchronize, timed
+from tools.torch_reference.timing import peak_memory_gib, relative_error, reset_peak_memory, synchronize, timed
 
-MODES = ("full", "sparse", "sparse-8bit", "sparse-8bit-rows")
+MODES = ("full", "sparse", "sparse-8bit", "sparse-8bit-rows", "sparse-hif8-emulated")
+# float8.SCALINGS of the modes that quantise.
+SCALING = {"sparse-8bit": "tensor", "sparse-8bit-rows": "row", "sparse-hif8-emulated": "hif8"}
 
 
 @dataclass(frozen=True)
@@ -75,39 +77,77 @@ class Sequences:
 
 def measure_forwards(args, config, grid, device, dtype, backends, result, guard):
     """Appends a row a variant to result["measurements"]. `guard(name, function)` keeps failures from ending the run."""
-    base = random_model(config, device, dtype)
-    inputs = random_inputs(config, grid, device)
-    sequences = Sequences(config, device)
+    measuring = _Measuring(config, grid, device, dtype, backends, args)
     for variant in variants(args):
-        attention = attention_backend(backends["full" if variant.mode == "full" else "sparse"])
-        row = guard(variant.name, lambda v=variant, a=attention: _measure(
-            prepare(base, v.mode, v.kernels, a, sequences.of(v)), v, base, inputs, args.repeats, device))
+        row = guard(variant.name, lambda v=variant: measuring.row(v))
         if row is not None:
             result["measurements"].append(row)
             _print_row(row)
             if args.profile and device.type == "cuda" and variant.gpus == 1:
-                model = prepare(base, variant.mode, variant.kernels, attention, sequences.of(variant))
-                row["profile"] = guard("profile", lambda m=model, v=variant: _profile(m, v, grid, device))
+                row["profile"] = guard("profile", lambda v=variant: measuring.profile(v))
         reset_peak_memory(device)
 
 
+class _Measuring:
+    """The weights, which are drawn again after a variant that quantised them in place, and the inputs."""
+
+    def __init__(self, config, grid, device, dtype, backends, args):
+        self.config, self.grid, self.device, self.dtype, self.backends, self.args = (
+            config, grid, device, dtype, backends, args)
+        self.inputs = random_inputs(config, grid, device)
+        self.sequences = Sequences(config, device)
+        self._weights = None
+        self._exact = {}
+
+    def row(self, variant):
+        """One row of the table."""
+        exact = self._output_of_bf16(variant) if variant.mode in SCALING else None
+        return _measure(self._model(variant), variant, exact, self.inputs, self.args.repeats, self.device)
+
+    def profile(self, variant):
+        """Profile of a block, printed; the full block's is that of mode full."""
+        title = f"{variant.name}: one {'full' if variant.mode == 'full' else 'sparse'} block"
+        summary = profile_block(self._model(variant), self.grid, variant.mode != "full", self.device)
+        print_profile(title, summary)
+        return summary
+
+    def _model(self, variant):
+        if self._weights is None:
+            self._weights = random_model(self.config, self.device, self.dtype)
+        base = self._weights
+        if variant.mode in SCALING:
+            # They are replaced one by one, so that the peak is that of the 8-bit model alone.
+            self._weights = None
+        attention = attention_backend(self.backends["full" if variant.mode == "full" else "sparse"])
+        return prepare(base, variant.mode, variant.kernels, attention, self.sequences.of(variant))
+
+    def _output_of_bf16(self, variant):
+        variant = replace(variant, mode="sparse")
+        if variant not in self._exact:
+            with torch.inference_mode():
+                self._exact[variant] = self._model(variant)(*self.inputs)
+        return self._exact[variant]
+
+
 def prepare(base, mode, kernels, attention, sequence):
-    """A model that shares the weights of `base` (8-bit: its own copy of the block linears), ready to run."""
-    config = base.config
-    model = base.with_layout("full") if mode == "full" else base.with_layout(config.skiparse, config.num_full_blocks)
+    """A model that shares the weights of `base`, ready to run; 8-bit: `base` itself, its block linears replaced."""
+    layout = ("full",) if mode == "full" else (base.config.skiparse, base.config.num_full_blocks)
+    model = base if mode in SCALING else base.with_layout(*layout)
     model.attention, model.sequence = attention, sequence
     model.kernels = fused.kernels("eager" if kernels == "compiled" else kernels)
-    if mode.startswith("sparse-8bit"):
+    if mode in SCALING:
         from tools.torch_reference.float8 import quantise
 
-        quantise(model, "row" if mode.endswith("rows") else "tensor", "eager" if kernels == "compiled" else kernels)
+        quantise(model, SCALING[mode], "eager" if kernels == "compiled" else kernels)
     if kernels == "compiled":
         for block in model.blocks:
             block.compile(dynamic=False)
     return model
 
 
-def _measure(model, variant, base, inputs, repeats, device):
+def _measure(model, variant, exact, inputs, repeats, device):
+    """A row of the table; `exact` is the output without quantisation where the variant has one, else None."""
+
     def forward():
         with torch.inference_mode():
             return model(*inputs)
@@ -117,6 +157,8 @@ def _measure(model, variant, base, inputs, repeats, device):
     synchronize(device)
     warm_up = time.perf_counter() - begin
     assert out.isfinite().all(), "the output is not finite"
+    error = {} if exact is None else {"error": relative_error(out, exact)}
+    del out
     reset_peak_memory(device)
     traffic = getattr(model.sequence, "traffic", None)
     if traffic:
@@ -127,12 +169,8 @@ def _measure(model, variant, base, inputs, repeats, device):
             inputs[0].shape[4] // model.config.patch_size[2])
     row = {"mode": variant.mode, "kernels": variant.kernels, "gpus": variant.gpus, "degrees": variant.degrees,
            "exchange": variant.exchange, "warm_up": warm_up, "flops": forward_flops(model.config, grid),
-           **_worst_process({"seconds": seconds, "peak_memory_gib": peak_memory_gib(device), "sent": sent})}
+           **error, **_worst_process({"seconds": seconds, "peak_memory_gib": peak_memory_gib(device), "sent": sent})}
     row["median"] = median(row["seconds"])
-    if "8bit" in variant.mode:
-        from tools.torch_reference.float8 import error_against_bf16
-
-        row["error"] = error_against_bf16(base, model, inputs)
     return row
 
 
@@ -146,14 +184,6 @@ def _worst_process(measured):
     peaks = [each["peak_memory_gib"] for each in gathered]
     return {"seconds": [max(repeat) for repeat in zip(*(each["seconds"] for each in gathered), strict=True)],
             "peak_memory_gib": None if None in peaks else max(peaks), "sent": sent, "bytes_sent": sum(sent.values())}
-
-
-def _profile(model, variant, grid, device):
-    """Profile of a block, printed; the full block's is that of mode full."""
-    title = f"{variant.name}: one {'full' if variant.mode == 'full' else 'sparse'} block"
-    summary = profile_block(model, grid, variant.mode != "full", device)
-    print_profile(title, summary)
-    return summary
 
 
 def _print_row(row):

@@ -33,6 +33,12 @@ def timed(function, repeats, device, warm_up=1):
     return seconds
 
 
+def relative_error(actual, expected):
+    """||actual - expected|| / ||expected|| in float64."""
+    actual, expected = actual.double(), expected.double()
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
 def reset_peak_memory(device):
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the reference networks need PyTorch")
 
 from ospnext_ms.models.flops import forward_flops  # noqa: E402
-from tools.torch_reference import benchmark, fused  # noqa: E402
+from tools.torch_reference import benchmark, fused, video  # noqa: E402
 from tools.torch_reference.checks import run_checks  # noqa: E402
 from tools.torch_reference.profiling import kind_of  # noqa: E402
 from tools.torch_reference.report import ideal_seconds, plot, summarise  # noqa: E402
@@ -49,6 +49,23 @@ def test_train_step_runs(tmp_path):
     assert result["train_layers"] == 8
 
 
+def test_whole_video_is_sampled_and_decoded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(video, "VAE_DIM", 8)
+    monkeypatch.setattr(video, "STEPS", 3)
+    for steps in (3, 2):
+        assert benchmark.main(["--setting", "tiny", "--video", "--video-steps", str(steps), "--output",
+                               str(tmp_path)]) == 0
+        rows = json.loads((tmp_path / "tiny_tiny_video_1gpu.json").read_text())["videos"]
+        assert [row["mode"] for row in rows] == ["full", "sparse"]
+        for row in rows:
+            assert row["video"] == [1, 3, 5, 96, 96]
+            assert row["total_is_measured"] == (steps == 3)
+            sampling = row["sampling_seconds"] if steps == 3 else 3 * row["step_seconds"]
+            assert row["total_seconds"] == pytest.approx(sampling + row["decode_seconds"])
+            assert 0 < row["step_seconds"] <= row["sampling_seconds"]
+    assert "worked out for 3 steps" in capsys.readouterr().out
+
+
 def test_train_config_keeps_the_proportion_of_full_blocks():
     half = training_config(MODELS["14b"])
     assert (half.num_layers, half.num_full_blocks) == (20, 4)
@@ -64,11 +81,12 @@ def test_degrees_of_the_14b_model():
 
 
 def test_checks_pass_and_can_fail(monkeypatch):
-    rows = run_checks("cpu").rows
+    small = {"width": 256, "grids": [(1, 6, 6)]}
+    rows = run_checks("cpu", **small).rows
     assert len(rows) > 20
     assert all(row["passed"] for row in rows), rows
     monkeypatch.setattr(fused.EagerKernels, "update", lambda _self, x, y, gate=None: x + y)
-    failed = run_checks("cpu").failed
+    failed = run_checks("cpu", **small).failed
     assert any("original network" in name for name in failed)
     assert any("fp32 packed against padded" in name for name in failed)
 

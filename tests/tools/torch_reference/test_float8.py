@@ -54,8 +54,8 @@ def test_model_quantises_block_linears_and_nothing_else(scaling):
     model = base.with_layout(CONFIG.skiparse, CONFIG.num_full_blocks)
     float8.quantise(model, scaling, "eager")
     inputs = random_inputs(CONFIG, GRID, "cpu", batch=2)
-    error = float8.error_against_bf16(base, model, inputs)
-    assert 5e-3 < error < 0.15
+    with torch.inference_mode():
+        assert 5e-3 < relative_error(model(*inputs), base(*inputs)) < 0.15
     quantised = [name for name, module in model.named_modules() if isinstance(module, float8.Float8Linear)]
     assert len(quantised) == 10 * CONFIG.num_layers
     assert all(name.startswith("blocks.") for name in quantised)
@@ -63,6 +63,23 @@ def test_model_quantises_block_linears_and_nothing_else(scaling):
     assert sorted(plain) == ["head.head", "text_embedding.0", "text_embedding.2", "time_embedding.0",
                              "time_embedding.2", "time_projection.1"]
     assert not any(isinstance(module, float8.Float8Linear) for module in base.modules())
+
+
+@pytest.mark.parametrize("scaling", float8.SCALINGS)
+def test_what_never_reaches_memory_is_not_rounded(scaling):
+    """GELU, and with a scale a row the norm, are quantised from fp32, as the kernels have them."""
+    kernels = float8.Float8Kernels(fused.EagerKernels(), scaling)
+    x, (factor, shift) = torch.randn(1, 40, 64).bfloat16(), torch.randn(2, 1, 64)
+    linear = float8.Float8Linear(torch.nn.Linear(64, 96).bfloat16(), scaling)
+    y = linear(kernels.input_of_linear(x)).detach()
+    exact = torch.nn.functional.gelu(y.float(), approximate="tanh")
+    norm = fused.EagerKernels().norm(x, factor, shift, torch.float32)
+    hidden, normed = kernels.linear_gelu(kernels.input_of_linear(x), linear), kernels.norm(x, factor, shift, x.dtype)
+    assert torch.equal(hidden.codes.float(), float8.quantised(exact, scaling).codes.float())
+    assert not torch.equal(hidden.codes.float(), float8.quantised(exact.bfloat16(), scaling).codes.float())
+    in_memory = norm if scaling == "row" else norm.bfloat16()
+    assert torch.equal(normed.codes.float(), float8.quantised(in_memory, scaling).codes.float())
+    assert hidden.dtype == normed.dtype == torch.bfloat16
 
 
 def test_other_scalings_are_refused():
@@ -90,6 +107,8 @@ def test_triton_kernels_keep_the_contract(scaling, shape):
     calls = {
         "norm": lambda k: (x.clone(), k.norm(x.clone(), factor, shift, torch.float16)),
         "update_norm": lambda k: k.update_norm(x.clone(), y.clone(), gate, factor, shift, torch.float16),
+        "switch": lambda k: k.update_norm(x.clone(), y.clone(), gate, factor, shift, torch.float16,
+                                          torch.arange(x.shape[1]).flip(0)),
         "ungated": lambda k: k.update_norm(x.clone(), y.clone(), None, factor[:1], shift[:1], torch.float16),
         "input_of_linear": lambda k: (x, k.input_of_linear(x)),
         "linear_gelu": lambda k: (x, k.linear_gelu(x, linear)),
@@ -100,13 +119,12 @@ def test_triton_kernels_keep_the_contract(scaling, shape):
         assert relative_error(x_actual, x_expected) < 1e-6, name
         assert q_actual.codes.dtype == q_expected.codes.dtype
         assert q_actual.scale.shape == q_expected.scale.shape
-        # One activation is rounded to fp16 before it is quantised, the other not: few codes differ, by one.
-        assert relative_error(q_actual.scale, q_expected.scale) < 1e-3, name
+        assert relative_error(q_actual.scale, q_expected.scale) < 1e-6, name
         actual_codes, expected_codes = q_actual.codes.float(), q_expected.codes.float()
         # Triton's interpreter forgets the carry into the exponent where GPUs round up to a power of two.
         is_power = torch.frexp(expected_codes)[0].abs() == 0.5
         repaired = torch.where(is_power & (actual_codes * 2 == expected_codes), expected_codes, actual_codes)
-        assert relative_error(repaired * q_actual.scale, q_expected.dequantised()) < 2e-2, name
+        assert relative_error(repaired * q_actual.scale, q_expected.dequantised()) < 1e-3, name
 
 
 @INTERPRETED

@@ -16,12 +16,16 @@ from tools.torch_reference.parallel import Mesh, ParallelSequence, valid_degrees
 
 EVEN, ODD, TINY = (2, 8, 8), (3, 5, 7), (1, 1, 2)
 CASES = {
-    2: [Case((2, 1), EVEN), Case((2, 1), ODD, batch=2), Case((2, 1), TINY), Case((1, 2), EVEN, exchange="fused"),
-        Case((1, 2), ODD), Case((1, 2), ODD, exchange="fused", batch=2), Case((1, 2), EVEN, config="full"),
-        Case((2, 1), EVEN, config="full", exchange="fused", with_gradients=False)],
-    4: [Case((4, 1), EVEN), Case((4, 1), ODD), Case((2, 2), EVEN, batch=2), Case((2, 2), ODD, exchange="fused"),
-        Case((1, 4), ODD), Case((2, 2), TINY), Case((4, 1), (1, 5, 3), exchange="fused", with_gradients=False)],
-    8: [Case((4, 2), EVEN), Case((4, 2), ODD, exchange="fused"), Case((2, 4), ODD),
+    2: [Case((2, 1), EVEN), Case((2, 1), ODD, batch=2), Case((1, 2), ODD)],
+    4: [Case((4, 1), EVEN), Case((2, 2), ODD, exchange="fused")],
+    8: [Case((4, 2), EVEN), Case((4, 2), ODD)],
+}
+MORE_CASES = {
+    2: [Case((2, 1), TINY), Case((1, 2), EVEN, exchange="fused"), Case((1, 2), ODD, exchange="fused", batch=2),
+        Case((1, 2), EVEN, config="full"), Case((2, 1), EVEN, config="full", exchange="fused", with_gradients=False)],
+    4: [Case((4, 1), ODD), Case((2, 2), EVEN, batch=2), Case((1, 4), ODD), Case((2, 2), TINY),
+        Case((4, 1), (1, 5, 3), exchange="fused", with_gradients=False)],
+    8: [Case((4, 2), ODD, exchange="fused"), Case((2, 4), ODD),
         Case((4, 2), (1, 45, 80), config="forty heads", with_gradients=False),
         Case((1, 8), EVEN, config="forty heads", with_gradients=False)],
 }
@@ -42,10 +46,13 @@ def start(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("size", CASES)
-def test_processes_equal_one(start, size):
-    results = start(parallel_worker.work, size, CASES[size])
-    assert len(results) == len(CASES[size])
+@pytest.mark.parametrize(("size", "cases"), [
+    *(pytest.param(size, cases, id=f"{size}") for size, cases in CASES.items()),
+    *(pytest.param(size, cases, id=f"{size} more", marks=pytest.mark.slow) for size, cases in MORE_CASES.items()),
+])
+def test_processes_equal_one(start, size, cases):
+    results = start(parallel_worker.work, size, cases)
+    assert len(results) == len(cases)
     bad = [(result["degrees"], result["grid"], result["out"]) for result in results if not result["out"] < 1e-6]
     assert not bad
     checked = 0
@@ -57,7 +64,7 @@ def test_processes_equal_one(start, size):
         checked += len(errors)
         assert not {name: error for name, error in errors.items() if not error < 1e-4}, result["degrees"]
         _check_traffic(result)
-    assert checked > 500
+    assert checked > 200
 
 
 def _check_traffic(result):
@@ -83,6 +90,7 @@ def _check_traffic(result):
             assert result["traffic"]["switch"] / switches == full_exchange / 4
 
 
+@pytest.mark.slow
 def test_720p_shards_on_eight_processes(start):
     grid = (21, 45, 80)
     results = start(parallel_worker.exchange_real_grid, 8, [(4, 2), (2, 4), (1, 8)], grid)
