@@ -15,7 +15,7 @@ from ospnext_ms.config import GenerateConfig, load_config
 from ospnext_ms.data.video import contact_sheet, evenly_spaced, thumbnail, write_grid, write_mp4, write_png
 from ospnext_ms.files import atomic_path
 from ospnext_ms.parallel.degrees import check_generation, world_size
-from ospnext_ms.pipelines.requests import check_files, list_videos, load_latents
+from ospnext_ms.pipelines.requests import check_adapter, check_files, list_videos, load_latents
 
 SHEET_COLUMNS = 8
 # More rows or cells than these nobody can look at; of longer runs the first ones are shown.
@@ -71,6 +71,7 @@ def generate(config):
     videos = list_videos(config)
     latents = load_latents(config, len(videos))
     check_files(config)
+    check_adapter(config)
 
     from ospnext_ms.pipelines.runtime import start
     from ospnext_ms.pipelines.team import join

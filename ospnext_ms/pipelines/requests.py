@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ospnext_ms.data.text import clean_prompt
+from ospnext_ms.peft_format import read_adapter_config
 from ospnext_ms.safetensors_io import read_headers
 
 # File systems allow 255 bytes; a temporary name beside the final one adds some.
@@ -92,6 +93,19 @@ def check_files(config):
         raise FileNotFoundError(f"model.text_encoder.tokenizer: no folder {model.text_encoder.tokenizer} "
                                 f"(current folder {Path.cwd()})")
     _check_output_folder(Path(config.output_dir))
+
+
+def check_adapter(config):
+    """Checks that a GenerateConfig's adapter, if any, is there and of a kind that can be used; reads no weights.
+
+    Raises:
+        FileNotFoundError, ValueError: see peft_format.read_adapter_config.
+    """
+    if config.adapter is not None:
+        try:
+            read_adapter_config(config.adapter)
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"adapter: {error}") from error
 
 
 def _check_output_folder(folder):

@@ -16,10 +16,12 @@ from tqdm import tqdm
 from ospnext_ms.data.text import Tokenizer
 from ospnext_ms.diffusion.sampler import guided_velocity, make_sampler
 from ospnext_ms.models.dit import OSPNextDiT
+from ospnext_ms.models.lora import Adapters
 from ospnext_ms.models.umt5 import UMT5Encoder
 from ospnext_ms.models.vae import Tiling, WanVAE
 from ospnext_ms.parallel.sequence import ParallelSequence
 from ospnext_ms.parallel.sharding import ShardedWeights
+from ospnext_ms.peft_format import read_adapter
 from ospnext_ms.pipelines.requests import starting_noise
 from ospnext_ms.pipelines.runtime import release_memory
 from ospnext_ms.pipelines.team import SpreadTiles, Team, both_velocities
@@ -215,6 +217,8 @@ class TextToVideo:
         net = self._build(name)
         load_weights(net, getattr(self.config.model, name).checkpoint)
         if name == "dit":
+            if self.config.adapter is not None:
+                add_adapter(net, self.config.adapter)
             ShardedWeights(net, self.team.mesh)
         net.set_train(False)
         self._timings[f"loading_{name}"] = time.perf_counter() - start
@@ -249,6 +253,16 @@ def integrate(velocity, sampler, sample, text, negative, guidance, on_step=lambd
         sample.asnumpy()
         on_step()
     return sample
+
+
+def add_adapter(net, folder):
+    """Puts the LoRA adapter of a folder in PEFT's format beside the weights of a transformer that has them already.
+
+    Raises:
+        FileNotFoundError, ValueError: no adapter there, or one that does not fit (see Adapters and read_adapter).
+    """
+    config, arrays = read_adapter(folder)
+    Adapters(net, config).load(arrays)
 
 
 def to_uint8(video_CFHW):
