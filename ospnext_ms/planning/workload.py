@@ -7,7 +7,7 @@ import yaml
 
 from ospnext_ms.config import GenerateConfig, ParallelSection
 from ospnext_ms.data.cache import INDEX, Cache
-from ospnext_ms.data.config import check_bucket
+from ospnext_ms.data.config import PrepareDataConfig, check_bucket
 from ospnext_ms.data.latents import latent_grid
 from ospnext_ms.models.config import DiTConfig, UMT5Config
 from ospnext_ms.models.lora_config import LoRAConfig
@@ -93,8 +93,11 @@ def read_workload(path, overrides=(), devices=None, video=None):
     config = load_config(RUN_MODES[mode], path, overrides, values)
     if video is not None:
         video = check_bucket(video)
-    make = {"generate": _generation, "post_train": _post_training}.get(mode, _training)
-    return make(config, _parallel(config, devices), video)
+    parallel = _parallel(config, devices)
+    if mode in ("generate", "post_train"):
+        return {"generate": _generation, "post_train": _post_training}[mode](config, parallel, video)
+    prepared_by = sorted((Path(path).parent.parent / "prepare_data").glob("*.yaml"))
+    return _training(config, parallel, *_training_video(config.train_dataset, video, prepared_by))
 
 
 def _run_mode(path):
@@ -136,28 +139,37 @@ def _quant_notes(dit):
     return ("dit.quant: planned in the compute dtype; what 8 bits save or their scales cost is not counted",)
 
 
-def _training(config, parallel, video):
+def _training(config, parallel, video, note):
     dtype, flash, notes = _dtypes(config)
-    dit, runner, data = config.model.dit, config.runner_config, config.train_dataset
-    size, note = _training_video(data, dit, video)
+    dit, runner = config.model.dit, config.runner_config
     return Workload(
-        run_mode=config.run_mode, dit=dit, text_encoder=None, video=size, notes=notes + note + _quant_notes(dit),
+        run_mode=config.run_mode, dit=dit, text_encoder=None, video=video, notes=notes + note + _quant_notes(dit),
         batch=runner.batch_size, batches=runner.gradient_accumulation_steps, forwards=1, compute=BYTES[dtype],
         residual=BYTES[dit.residual_dtype or dtype], stored=4, flash=flash, trained="all", lora=None,
         parallel=parallel, ema=True, recompute=config.recompute_config.recompute, peak_tflops=runner.peak_tflops)
 
 
-def _training_video(data, dit, video):
-    """((height, width, frames), notes): asked for, or the largest of the data's, or the default."""
+def _training_video(data, video, prepared_by):
+    """((height, width, frames), notes): what was asked for, or the largest of the data's, or the default.
+
+    prepared_by: files of `prepare-data`, of which one may be that which is to make the data.
+    """
     if video is not None:
         return video, ()
     if data.kind == "random":
         frames, height, width = data.latent_size
         return (8 * height, 8 * width, 4 * (frames - 1) + 1), ()
     if (Path(data.path) / INDEX).is_file():
-        largest = max(Cache(data.path).buckets, key=lambda bucket: bucket[0] * bucket[1] * bucket[2])
-        return largest, (f"size of video: the largest bucket of {data.path}",)
+        return _largest(Cache(data.path).buckets), (f"size of video: the largest bucket of {data.path}",)
+    for path in prepared_by:
+        config = load_config(PrepareDataConfig, path)
+        if Path(config.output_dir) == Path(data.path):
+            return _largest(config.clips.buckets), (f"size of video: the largest bucket of {path}",)
     return DEFAULT_VIDEO, (f"size of video: 720P, 5 s, as there is no cache at {data.path} yet; --video says another",)
+
+
+def _largest(buckets):
+    return max(buckets, key=lambda bucket: bucket[0] * bucket[1] * bucket[2])
 
 
 def _generation(config, parallel, video):

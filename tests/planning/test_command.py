@@ -73,7 +73,7 @@ def test_what_is_printed(capsys):
     out = capsys.readouterr().out
     for text in ("grid 21x45x80 = 75,600 tokens", "parameters of the transformer: 14,288,491,584", "optimiser",
                  "64 GB a device: fits", "128 GB a device: fits", "1.76x fewer operations",
-                 "31 switches, formula 2.25 GB", "as there is no cache at data/720p yet",
+                 "31 switches, formula 2.25 GB", "prepare_data/720p.yaml",
                  "memory of a device without recompute"):
         assert text in out
     assert main(["plan", "--config", TRAIN_14B, *ONE_DEVICE]) == 0
@@ -87,7 +87,12 @@ def test_devices_and_size_of_the_video(tmp_path, capsys):
     make_cache(tmp_path / "cache")
     plan = figures(capsys, TRAIN_14B, "--set", f"train_dataset.path={tmp_path}/cache")
     assert plan["video"] == [32, 48, 9]
-    assert "largest bucket" in plan["notes"][0]
+    assert plan["notes"][0] == f"size of video: the largest bucket of {tmp_path}/cache"
+    plan = figures(capsys, TRAIN_14B, "--set", "train_dataset.path=elsewhere")
+    assert plan["video"] == [720, 1280, 81]
+    assert "as there is no cache at elsewhere yet" in plan["notes"][0]
+    plan = figures(capsys, TRAIN_14B, "--set", "train_dataset={kind: random, latent_size: [3, 32, 48]}")
+    assert plan["video"] == [256, 384, 9]
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [
