@@ -12,8 +12,8 @@ DIT_FILES = {"full": "dit_full.safetensors", "sparse": "dit_sparse.safetensors"}
 GENERATE_CONFIG = Path("yaml_configs/generate/tiny.yaml")
 
 
-def torch_clips(recipe, weights, model, prompts, noise, sampling, device):
-    """Clips of the model "full" or "sparse" by tools.torch_reference, in large batches."""
+def torch_clips(recipe, weights, model, prompts, noise, sampling, device, dit=None):
+    """Clips of the model "full" or "sparse", or of the network `dit`, by tools.torch_reference, in large batches."""
     import torch
     from transformers import AutoTokenizer
 
@@ -21,7 +21,8 @@ def torch_clips(recipe, weights, model, prompts, noise, sampling, device):
 
     tokenizer = AutoTokenizer.from_pretrained(weights / "tokenizer", local_files_only=True)
     text_encoder = models.load_text_encoder(recipe.text_encoder, weights / "umt5.safetensors", device)
-    dit = models.load_dit(recipe.dit(model), weights / DIT_FILES[model], device)
+    if dit is None:
+        dit = models.load_dit(recipe.dit(model), weights / DIT_FILES[model], device)
     vae = models.load_vae(recipe.vae_model, weights / "vae.safetensors", device)
     text_len = recipe.dit_full.text_len
     batch_size = 200 if torch.device(device).type == "cuda" else 8

@@ -1,11 +1,13 @@
 """Captioned clips of moving handwritten digits, the training data of the tiny family.
 
 The digits are scikit-learn's `load_digits` (1,797 scans of 8x8 pixels, UCI ML repository), enlarged smoothly. A fixed
-fifth of them is held out: no clip used in training shows one. Everything is NumPy and OpenCV, so that a data set can be
-made wherever the package is tested.
+fifth of them is held out: no clip used in training shows one; those show the most typical of the others. Everything is
+NumPy and OpenCV, so that a data set can be made wherever the package is tested.
 """
 
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
@@ -19,17 +21,20 @@ GLYPH_SIZE = 80
 PAIR_SPACING = 0.75
 SPLITS = ("train", "held_out")
 HELD_OUT_SHARE = 0.2
+TYPICAL_SCANS = 32
 
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
-TRAVEL = {"slowly": (22, 27), "": (36, 44), "quickly": (52, 58)}
-SIZES = {"small": (45, 48), "": (53, 57), "large": (62, 66)}
-BRIGHTNESS = {"dim": (0.42, 0.5), "": (0.68, 0.78), "bright": (0.95, 1.0)}
-COLOURS = {
-    "": (1, 1, 1), "red": (1, 0.25, 0.2), "green": (0.2, 1, 0.35), "blue": (0.3, 0.5, 1), "yellow": (1, 0.9, 0.2)
-}
+TRAVEL = {"slowly": 24, "": 40, "quickly": 56}
+SIZES = {"small": 48, "": 56, "large": 64}
+BRIGHTNESS = {"dim": 0.46, "": 0.73, "bright": 1.0}
+# Paths start or end on this lattice, that of the transformer's tokens: a model of two million parameters then meets
+# every digit in a few positions relative to its tokens instead of in all of them.
+LATTICE = 16
+# Starting processes takes as long as drawing some hundred clips.
+PROCESSES_PAY_FROM = 512
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 VERBS = ("moving", "drifting")
-TWO_DIGITS_SHARE, NUMBER_WORD_SHARE, COLOURED_SHARE = 0.08, 0.2, 0.4
+TWO_DIGITS_SHARE, NUMBER_WORD_SHARE = 0.08, 0.2
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,6 @@ class ClipLabel:
     speed: str = ""
     size: str = ""
     brightness: str = ""
-    colour: str = ""
     second_digit: int = -1
 
 
@@ -66,7 +70,7 @@ def _enlarge(image):
 def caption_of(label, rng):
     """A sentence that says what `label` says; the wording (verb, order, digit or word) is drawn from `rng`."""
     digit = _digit_name(label.digit, rng)
-    subject = " ".join(word for word in ("a", label.brightness, label.size, label.colour, digit) if word)
+    subject = " ".join(word for word in ("a", label.brightness, label.size, digit) if word)
     if label.second_digit >= 0:
         subject += f" and a {_digit_name(label.second_digit, rng)}"
     if label.direction == "still":
@@ -92,40 +96,51 @@ def draw_label(rng, digit=None, direction=None, two_digits=None):
     speed = "" if direction == "still" else list(TRAVEL)[rng.integers(len(TRAVEL))]
     size = "small" if two_digits else list(SIZES)[rng.integers(len(SIZES))]
     brightness = list(BRIGHTNESS)[rng.integers(len(BRIGHTNESS))]
-    colour = list(COLOURS)[rng.integers(1, len(COLOURS))] if rng.random() < COLOURED_SHARE else ""
-    return ClipLabel(digit, direction, speed, size, brightness, colour, int(rng.integers(10)) if two_digits else -1)
+    return ClipLabel(digit, direction, speed, size, brightness, int(rng.integers(10)) if two_digits else -1)
 
 
 def render(label, rng, split="train"):
-    """The clip of a label, uint8 [17, 128, 128, 3]; scan, exact size, brightness, path and speed are drawn."""
-    size = rng.uniform(*SIZES[label.size])
-    travel = 0.0 if label.direction == "still" else rng.uniform(*TRAVEL[label.speed])
+    """The clip of a label, uint8 [17, 128, 128, 3], grey; the scan and the place are drawn."""
+    size = SIZES[label.size]
+    travel = 0 if label.direction == "still" else TRAVEL[label.speed]
     step_x, step_y = (travel * component for component in DIRECTIONS[label.direction])
     glyphs = [_draw_glyph(label.digit, rng, split)]
     if label.second_digit >= 0:
         glyphs.append(_draw_glyph(label.second_digit, rng, split))
-        size = min(size, (FRAME_SIZE - abs(step_x) - 2) / (1 + PAIR_SPACING))
+        size = min(size, (FRAME_SIZE - abs(step_x)) / (1 + PAIR_SPACING))
     start_x = _draw_start(rng, size * (1 + PAIR_SPACING * (len(glyphs) - 1)), step_x)
     start_y = _draw_start(rng, size, step_y)
-    level = rng.uniform(*BRIGHTNESS[label.brightness])
-    colour = 255 * level * np.asarray(COLOURS[label.colour], np.float32)
     clip = np.empty((NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
     for frame, progress in zip(clip, np.linspace(0, 1, NUM_FRAMES), strict=True):
         x, y = start_x + progress * step_x, start_y + progress * step_y
         placed = [place_glyph(glyph, size, x + i * PAIR_SPACING * size, y) for i, glyph in enumerate(glyphs)]
-        frame[...] = np.rint(np.maximum.reduce(placed)[..., None] * colour)
+        frame[...] = np.rint(255 * BRIGHTNESS[label.brightness] * np.maximum.reduce(placed))[..., None]
     return clip
 
 
 def _draw_glyph(digit, rng, split):
     glyphs, digits = load_glyphs()[split]
-    candidates = np.flatnonzero(digits == digit)
+    candidates = typical_scans()[digit] if split == "train" else np.flatnonzero(digits == digit)
     return glyphs[candidates[rng.integers(len(candidates))]]
 
 
+@lru_cache(maxsize=1)
+def typical_scans():
+    """{digit: indices of the TYPICAL_SCANS training scans nearest to their mean}: what a small model can learn well."""
+    glyphs, digits = load_glyphs()["train"]
+    nearest = {}
+    for digit in range(10):
+        members = np.flatnonzero(digits == digit)
+        distances = np.square(glyphs[members] - glyphs[members].mean(0)).sum((1, 2))
+        nearest[digit] = members[np.argsort(distances, kind="stable")[:TYPICAL_SCANS]]
+    return nearest
+
+
 def _draw_start(rng, extent, step):
-    """First position of a box that stays inside the frame while it travels `step` pixels."""
-    return rng.uniform(max(0.0, -step), FRAME_SIZE - extent - max(0.0, step))
+    """First position of a box that stays inside the frame while it travels `step` pixels. Its lowest position on the
+    way is a multiple of LATTICE."""
+    room = int(FRAME_SIZE - extent - abs(step))
+    return LATTICE * int(rng.integers(room // LATTICE + 1)) + max(0, -step)
 
 
 def place_glyph(glyph, size, x, y):
@@ -151,18 +166,30 @@ def make_clip(rng, split="train", **fixed):
 
 def make_clips(seed, start, count, split="train", workers=4):
     """Clips number `start` ... `start + count - 1` of the endless data set `seed`: (uint8 [count, 17, 128, 128, 3],
-    captions, labels). Clip i depends on (seed, i) alone. OpenCV works outside Python's lock, so threads suffice.
+    captions, labels). Clip i depends on (seed, i) alone. Many clips are drawn by `workers` processes.
     """
+    jobs = [(seed, i, split) for i in range(start, start + count)]
     clips = np.empty((count, NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
-    load_glyphs()
+    captions, labels = [], []
+    with contextlib.ExitStack() as stack:
+        drawn = map(_draw_clip, jobs)
+        if workers > 1 and count >= PROCESSES_PAY_FROM:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
+            pool = stack.enter_context(ProcessPoolExecutor(workers, context))
+            drawn = pool.map(_draw_clip, jobs, chunksize=8)
+        for clip, (grey, caption, label) in zip(clips, drawn, strict=True):
+            clip[...] = grey[..., None]
+            captions.append(caption)
+            labels.append(label)
+    return clips, captions, labels
 
-    def fill(i):
-        clips[i], caption, label = make_clip(np.random.default_rng([seed, start + i]), split)
-        return caption, label
 
-    with ThreadPoolExecutor(workers) as pool:
-        captions, labels = zip(*pool.map(fill, range(count)), strict=True)
-    return clips, list(captions), list(labels)
+def _draw_clip(job):
+    """(one of the three equal colours of the clip, caption, label) of job (seed, i, split)."""
+    seed, i, split = job
+    clip, caption, label = make_clip(np.random.default_rng([seed, i]), split)
+    return np.ascontiguousarray(clip[..., 0]), caption, label
 
 
 def captions_of_clips(seed, start, count):

@@ -24,7 +24,7 @@ class Prompt:
 
 def balanced_prompts(count, seed):
     """`count` prompts of one moving digit each; every 40 in a row hold every digit with every direction once. Size,
-    speed, brightness, colour and wording are drawn; prompt i depends on (seed, i) alone."""
+    speed, brightness and wording are drawn; prompt i depends on (seed, i) alone."""
     prompts = []
     for i in range(count):
         rng = np.random.default_rng([seed, i])

@@ -106,7 +106,7 @@ def digit_classifier():
 
 def _crop_of_glyph(glyph, rng):
     """A scan as it may look in a clip: any size and place, a little blurred, as a decoder would leave it."""
-    size = rng.uniform(digits.SIZES["small"][0], digits.SIZES["large"][1])
+    size = rng.uniform(digits.SIZES["small"], digits.SIZES["large"])
     x, y = rng.uniform(0, digits.FRAME_SIZE - size, 2)
     frame = digits.place_glyph(glyph, size, x, y)
     blur = rng.uniform(0, 1.2)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tools.tiny_family import digits
 from tools.tiny_family.models import to_video
 
-RENDER_CHUNK = 512
+RENDER_CHUNK = 4096
 ENCODE_BATCH = 32
 
 

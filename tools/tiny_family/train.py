@@ -34,7 +34,8 @@ def parse_arguments(argv=None):
     parser.add_argument("--tokenizer", type=Path, default=FOLDER / "weights" / "tokenizer")
     parser.add_argument("--minutes", type=float, help="training time, instead of the recipe's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=16, help="threads that draw clips")
+    parser.add_argument("--workers", type=int, default=16, help="processes that draw clips")
+    parser.add_argument("--skip-evaluation", action="store_true", help="write the weights and judge nothing")
     parser.add_argument("--latent-cache", type=Path,
                         help="file that keeps the encoded clips from one stage to the next")
     arguments = parser.parse_args(argv)
@@ -54,7 +55,7 @@ def main(argv=None):
     arguments.output.mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.benchmark = True
     if arguments.stage == "vae":
-        train_vae(recipe, arguments.output, arguments.device, arguments.workers)
+        train_vae(recipe, arguments)
     else:
         train_dit(recipe, arguments)
 

@@ -51,9 +51,10 @@ def train_dit(recipe, arguments):
     if name == "full":
         encoder_path = output / "umt5.safetensors"
         save_weights(model.text_encoder, encoder_path)
-    dit = models.load_dit(recipe.dit(name), dit_path, device)
-    text_encoder = models.load_text_encoder(recipe.text_encoder, encoder_path, device)
-    evaluate_dit(recipe, stage, dit, text_encoder, vae, tokenizer, log, output / f"dit_{name}.png")
+    if not arguments.skip_evaluation:
+        dit = models.load_dit(recipe.dit(name), dit_path, device)
+        text_encoder = models.load_text_encoder(recipe.text_encoder, encoder_path, device)
+        evaluate_dit(recipe, stage, dit, text_encoder, vae, tokenizer, log, output / f"dit_{name}.png")
     log.write(output / f"dit_{name}.json")
 
 
@@ -84,6 +85,9 @@ def optimise(model, trained, data, stage, budget, log, seed):
         optimizer.step()
         return {"loss": loss.detach(), "gradient_norm": norm.detach()}
 
+    if device.type == "cuda":
+        for block in model.dit.blocks:
+            block.compile(dynamic=False)
     step = RecordedStep(update, device)
     while budget.progress < 1:
         rate.fill_(stage.learning_rate * budget.learning_rate_factor())

@@ -25,9 +25,9 @@ MIN_CHANNEL_STD = 0.02
 INITIAL_LOG_VARIANCE = -8.0
 
 
-def train_vae(recipe, output, device, workers):
-    """Trains the autoencoder and writes vae.safetensors, vae.json and vae.png into `output`."""
-    stage = recipe.vae
+def train_vae(recipe, arguments):
+    """Trains the autoencoder and writes vae.safetensors, vae.json and vae.png into the output folder."""
+    stage, output, device, workers = recipe.vae, arguments.output, arguments.device, arguments.workers
     torch.manual_seed(recipe.seed)
     began = time.perf_counter()
     clips, _, _ = digits.make_clips(recipe.seed, 0, stage.num_clips, workers=workers)
@@ -42,8 +42,9 @@ def train_vae(recipe, output, device, workers):
     normalise_latents(vae, clips[: stage.normalise_clips], log)
     path = output / "vae.safetensors"
     save_weights(vae, path)
-    saved = load_vae(recipe.vae_model, path, device)
-    evaluate_vae(saved, stage.evaluation_clips, output / "vae.png", log, device, workers)
+    if not arguments.skip_evaluation:
+        saved = load_vae(recipe.vae_model, path, device)
+        evaluate_vae(saved, stage.evaluation_clips, output / "vae.png", log, device, workers)
     log.write(output / "vae.json")
 
 
