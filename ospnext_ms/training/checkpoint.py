@@ -5,8 +5,11 @@ its own name when everything in it has reached the disk: whoever kills the proce
 checkpoints that stood there before.
 """
 
+import contextlib
 import json
+import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +57,7 @@ class CheckpointStore:
         self.keep_last = keep_last
         self.part, self.num_parts = part, num_parts
         self.max_shard_bytes = max_shard_bytes
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_give_way)
         self._running = None
 
     def remove_leftovers(self):
@@ -190,6 +193,12 @@ class CheckpointStore:
             # Later ones are those that were refused when this run resumed: they do not count as kept.
             for path in [path for path in self.paths() if step_of(path) <= step][: -self.keep_last]:
                 _remove(path)
+
+
+def _give_way():
+    """Lowers this thread's priority (Linux counts it per thread), so that hashing does not slow training down."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
 
 
 def _await_part(path):

@@ -5,6 +5,7 @@ The pieces are elsewhere and know nothing of each other: inputs, step, clipper, 
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import mindspore as ms
@@ -65,6 +66,8 @@ class Trainer:
             self.fixed_set = FixedSet(config.eval_dataset, config.flow, config.model.dit, mesh,
                                       encode if holds_videos else None)
         self.steps_done = resumed.step if resumed else 0
+        # How long the training thread stood still for the last checkpoint.
+        self.save_seconds = 0.0
 
     def run(self):
         """Trains to the last step and returns the paths of what there is to look at, none on silent processes.
@@ -79,7 +82,10 @@ class Trainer:
         clock = StepClock(total - self.steps_done)
         # The VAE runs on the device, which is the main thread's.
         for inputs in self.inputs.ahead(self.steps_done, total, threaded=config.model.vae is None):
-            figures = self._train(inputs)
+            # What tools/save_overhead.py tells the cost of saving from.
+            saving = {"saving": self.store.saving, "save_seconds": self.save_seconds}
+            self.save_seconds = 0.0
+            figures = self._train(inputs) | saving
             figures |= self._speed(clock.tick(), inputs[0][0].shape)
             self.steps_done += 1
             if monitor:
@@ -98,10 +104,9 @@ class Trainer:
 
     def save(self):
         """Starts to save a checkpoint of the steps done; waits for no more than the copies in host memory."""
-        part = self.state.part
-        if part is None:
+        if self.state.part is None:
             return
-        done = self.steps_done
+        began, done = time.perf_counter(), self.steps_done
         state = {
             "step": done,
             # Every random number is drawn from (seed, step, sample): this is the state of all generators.
@@ -111,6 +116,7 @@ class Trainer:
             **self.state.json_state(),
         }
         self.store.save(done, self.state.copy_to_host(), state)
+        self.save_seconds = time.perf_counter() - began
 
     def _train(self, inputs):
         """One step; the figures of it."""
@@ -132,7 +138,7 @@ class Trainer:
     def _speed(self, seconds, shape):
         runner, dit = self.config.runner_config, self.config.model.dit
         samples = samples_per_step(self.config) * self.mesh.data_size
-        figures = {"step_seconds": seconds, "samples_per_second": samples / seconds, "saving": self.store.saving}
+        figures = {"step_seconds": seconds, "samples_per_second": samples / seconds}
         if runner.peak_tflops:
             grid = tuple(n // patch for n, patch in zip(shape[2:], dit.patch_size, strict=True))
             flops = forward_flops(dit, grid)["total"]

@@ -251,3 +251,16 @@ def test_recomputed_blocks_give_the_same_gradients(tmp_path, data):
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
     for value, other in zip(expected.values, found.values, strict=True):
         np.testing.assert_allclose(other.asnumpy(), value.asnumpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_is_compiled_anew_from_step_to_step(tmp_path, data):
+    from mindspore.graph.api import ms_compile_cache
+
+    run = trainer(tmp_path, runs.settings(tmp_path / "run", data))
+    compiled = []
+    for inputs in run.inputs.ahead(0, 3):
+        run._train(inputs)
+        run.steps_done += 1
+        compiled.append(len(ms_compile_cache))
+    assert compiled[0] > 0
+    assert compiled[1:] == compiled[:1] * 2
