@@ -59,7 +59,11 @@ def join(section, dit):
         ValueError: degrees that do not fit the model or the number of processes.
     """
     check_generation(section, dit, world_size())
-    mesh = start_processes(section, dit)
+    return make_team(section, start_processes(section, dit))
+
+
+def make_team(section, mesh):
+    """Team of a checked GenerateParallelSection and its mesh."""
     if not section.split_guidance:
         return Team(mesh)
     degree = mesh.video_group.size

@@ -6,21 +6,30 @@ FOLDER/rank_N.json.
 
 import faulthandler
 import json
+import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from ospnext_ms.config import ParallelSection
+from ospnext_ms.config import GenerateConfig, GenerateParallelSection, ParallelSection, load_config
+from ospnext_ms.kernels.attention import Attention
+from ospnext_ms.kernels.collectives import AllReduceSum
 from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
+from ospnext_ms.models.sequence import PackedSequence
 from ospnext_ms.parallel.gradients import GradientReducer
 from ospnext_ms.parallel.mesh import make_mesh, start_processes, world_size
 from ospnext_ms.parallel.sequence import ParallelSequence
 from ospnext_ms.parallel.sharding import ShardedWeights
-from tests.distributed.cases import MODEL, cases
+from ospnext_ms.pipelines.runtime import start
+from ospnext_ms.pipelines.team import make_team
+from ospnext_ms.pipelines.text_to_video import TextToVideo
+from tests.compare import relative_error
+from tests.distributed.cases import DEGREES, GENERATION, GRIDS, MODEL, cases, slow_cases
 from tests.distributed.launch import TIMEOUT_SECONDS
 
 CONFIG = DiTConfig(**MODEL)
@@ -78,7 +87,7 @@ def alone(grid, batch, known={}):  # noqa: B006
         random_weights(net)
         names = names_of(net)
         out, gradients = forward_and_gradients(net, inputs(grid, batch), False)
-        known[grid, batch] = out.asnumpy(), {n: g.asnumpy() for n, g in zip(names, gradients, strict=True)}
+        known[grid, batch] = out.asnumpy().copy(), {n: g.asnumpy() for n, g in zip(names, gradients, strict=True)}
     return known[grid, batch]
 
 
@@ -96,10 +105,10 @@ def run(case):
             block.recompute()
     arguments = inputs(case.grid, case.batch)
     out, gradients = forward_and_gradients(net, arguments, case.compiled)
+    out = out.asnumpy().copy()
     traffic = {"bytes": dict(mesh.traffic.bytes), "calls": dict(mesh.traffic.calls)}
     gradients = GradientReducer(parameters, mesh, sharded)(gradients)
     expected_out, expected = alone(case.grid, case.batch)
-    out = out.asnumpy()
     return {
         "forward": float(np.linalg.norm(out - expected_out) / np.linalg.norm(expected_out)),
         "gradients": gradient_errors(sharded, names, gradients, expected),
@@ -129,20 +138,76 @@ def norm_error(sharded, parameters, gradients, expected):
     return float(abs(total - wanted) / wanted)
 
 
-def main(folder, wanted=""):
-    """Joins the processes, runs the cases (whose names contain `wanted`) and writes the results."""
+class Chain(nn.Cell):
+    """Everything a sequence can do, once: a full block, a switch, a sparse block."""
+
+    def __init__(self, sequence, grid):
+        super().__init__()
+        self.sequence = sequence
+        self.attention = Attention("blockwise")
+        self.grid = grid
+
+    def construct(self, x_BNC, weight_BNC):
+        x = self.sequence.enter(x_BNC, self.grid)
+        heads = (1, x.shape[1], CONFIG.num_heads, CONFIG.head_dim)
+        x = x.reshape(heads)
+        x = x + self.sequence.attend_full(self.attention, x, 2.0 * x, 3.0 * x, self.grid, "token")
+        x = self.sequence.switch(x.reshape(1, -1, CONFIG.dim), self.grid, "group")
+        heads = (1, x.shape[1], CONFIG.num_heads, CONFIG.head_dim)
+        x = x.reshape(heads)
+        x = x + self.sequence.attend_sparse(self.attention, x, 2.0 * x, 3.0 * x, self.grid, "group")
+        out = self.sequence.leave(x.reshape(1, -1, CONFIG.dim), self.grid, "group")
+        return (out * weight_BNC).mean(), out
+
+
+def compare_exchanges(degrees, grid):
+    """Compiled exchanges and their gradients against one process; relative errors."""
+    skiparse, ulysses = map(int, degrees.split("x"))
+    mesh = make_mesh(ParallelSection(skiparse_parallel=skiparse, ulysses_parallel=ulysses))
+    rng = np.random.default_rng(3)
+    x, weight = (Tensor(rng.normal(size=(1, math.prod(grid), CONFIG.dim)).astype(np.float32)) for _ in range(2))
+    together = Chain(ParallelSequence(CONFIG.sparse_ratio, CONFIG.num_heads, mesh), grid)
+    (_, out), gradient = ms.jit(ms.value_and_grad(together, 0, None, has_aux=True))(x, weight)
+    gradient = AllReduceSum(mesh.world_group)(gradient)
+    (_, expected_out), expected = ms.value_and_grad(Chain(PackedSequence(CONFIG.sparse_ratio), grid), 0, None,
+                                                    has_aux=True)(x, weight)
+    return {"forward": relative_error(out.asnumpy(), expected_out.asnumpy()),
+            "gradient": relative_error(gradient.asnumpy(), expected.asnumpy())}
+
+
+def compare_latents(folder, degrees, split, known=[]):  # noqa: B006
+    """Final latents of a pipeline whose video several processes share, against one process; the relative error."""
+    config = load_config(GenerateConfig, Path(folder) / "generate.yaml")
+    skiparse, ulysses = map(int, degrees.split("x"))
+    section = GenerateParallelSection(skiparse_parallel=skiparse, ulysses_parallel=ulysses, split_guidance=split)
+    runtime = start(config.context)
+    if not known:
+        alone = TextToVideo(config, runtime, [config.prompts.prompt])
+        known.extend(alone.denoise(alone.embed())[0])
+    pipeline = TextToVideo(config, runtime, [config.prompts.prompt], None, make_team(section, make_mesh(section)))
+    return relative_error(pipeline.denoise(pipeline.embed())[0][0], known[0])
+
+
+def main(folder, wanted="quick"):
+    """Joins the processes, runs the "quick" or the "slow" cases and writes the results."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     # Errors come up where they are made, and on busy cores a step costs a quarter of the time.
     ms.runtime.launch_blocking()
     # A process that waits for another one forever says where.
     faulthandler.dump_traceback_later(TIMEOUT_SECONDS - 30)
     mesh = start_processes(ParallelSection(), CONFIG)
-    results = {}
-    for case in cases(world_size()):
-        if wanted and wanted not in case.name:
-            continue
-        start = time.perf_counter()
-        results[case.name] = run(case) | {"seconds": time.perf_counter() - start}
+    world = world_size()
+    results = {"seconds": {}}
+    jobs = {case.name: partial(run, case) for case in (cases if wanted == "quick" else slow_cases)(world)}
+    if wanted == "quick":
+        jobs |= {f"exchanges-{degrees}-grid{grid[1]}": partial(compare_exchanges, degrees, grid)
+                 for degrees in DEGREES[world] for grid in GRIDS[1:]}
+        jobs |= {f"latents-{degrees}-{split}": partial(compare_latents, folder, degrees, split)
+                 for degrees, split in GENERATION[world]}
+    for name, job in jobs.items():
+        start_time = time.perf_counter()
+        results[name] = job()
+        results["seconds"][name] = round(time.perf_counter() - start_time, 1)
         Path(folder, f"rank_{mesh.rank}.json").write_text(json.dumps(results))
 
 
