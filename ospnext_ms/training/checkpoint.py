@@ -33,7 +33,7 @@ from ospnext_ms.training.checkpoint_files import (
     write_manifest,
 )
 
-PART_TIMEOUT_SECONDS = 1800
+PART_TIMEOUT_SECONDS = 600
 _POLL_SECONDS = 0.05
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import mindspore as ms
@@ -15,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ospnext_ms.safetensors_io import read_headers
-from ospnext_ms.training import checkpoint_files
+from ospnext_ms.training import checkpoint, checkpoint_files
 from ospnext_ms.training.checkpoint import CheckpointStore
 from ospnext_ms.training.checkpoint_files import Piece, open_checkpoint, problems_of, read_values
 from tools.checkpoint.source import open_source
@@ -235,3 +236,24 @@ def test_the_converter_exports_a_group_as_it_lies(tmp_path, num_parts):
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     with pytest.raises(ValueError, match="is refused"):
         open_source("dit", tmp_path / "step_00000005" / "ema")
+
+
+def test_saving_does_not_wait_for_the_disk_and_the_next_save_does(tmp_path, monkeypatch):
+    disk, plain = threading.Event(), checkpoint.write_file
+
+    def slow_disk(*arguments):
+        assert disk.wait(20)
+        plain(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_file", slow_disk)
+    store = CheckpointStore(tmp_path)
+    began = time.perf_counter()
+    store.save(1, {"parameters": tensors(1)}, {"step": 1})
+    assert time.perf_counter() - began < 5
+    assert store.saving
+    assert store.paths() == []
+    threading.Timer(0.2, disk.set).start()
+    store.save(2, {"parameters": tensors(2)}, {"step": 2})
+    assert disk.is_set()
+    store.wait()
+    assert [path.name for path in store.paths()] == ["step_00000001", "step_00000002"]
