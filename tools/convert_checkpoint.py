@@ -4,6 +4,8 @@
     python tools/convert_checkpoint.py umt5 --source models_t5_umt5-xxl-enc-bf16.pth --target checkpoints/umt5
     python tools/convert_checkpoint.py vae  --source checkpoints/vae --target vae.pth --direction mindspore-to-torch
     python tools/convert_checkpoint.py dit  --source checkpoints/dit --target checkpoints/dit_hif8 --quant hif8
+    python tools/convert_checkpoint.py lora --source ADAPTER --target checkpoints/adapter
+    python tools/convert_checkpoint.py lora --source ADAPTER --merge-into checkpoints/dit --target checkpoints/merged
 
 The source may be a .safetensors or .pth file, shards with their index, or a model's folder, in Wan2.1's original
 naming or in that of diffusers and transformers. Every name and shape is checked before the first byte is written, and
@@ -19,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.checkpoint.convert import DIRECTIONS, convert  # noqa: E402
+from tools.checkpoint.lora import convert_lora, merge_lora  # noqa: E402
 from tools.checkpoint.names import NAMINGS  # noqa: E402
 from tools.checkpoint.shapes import KINDS  # noqa: E402
 
@@ -26,7 +29,8 @@ from tools.checkpoint.shapes import KINDS  # noqa: E402
 def build_parser():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=KINDS, help="transformer, video autoencoder or text encoder")
+    parser.add_argument("kind", choices=(*KINDS, "lora"),
+                        help="transformer, video autoencoder, text encoder, or a LoRA adapter of a transformer")
     parser.add_argument("--source", type=Path, required=True, help="file, index of shards, or folder")
     parser.add_argument("--target", type=Path, required=True,
                         help="folder (shards with an index), .safetensors or, towards PyTorch, .pth file")
@@ -37,8 +41,17 @@ def build_parser():
                         help="config.json or a run's YAML with the sizes, instead of the source's own config.json")
     parser.add_argument("--quant", choices=("hif8",), help="store the transformer's matrices in 8 bits, for inference")
     parser.add_argument("--quant-report", type=Path, help="JSON file for the relative error of every tensor in 8 bits")
+    parser.add_argument("--merge-into", type=Path, metavar="DIT",
+                        help="transformer in the original names; the target is it with the adapter merged (lora only)")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is already there")
     return parser
+
+
+def _convert_lora(options):
+    if options.merge_into:
+        return merge_lora(options.source, options.merge_into, options.target, overwrite=options.overwrite)
+    return convert_lora(options.source, options.target, options.direction, target_naming=options.target_naming,
+                        overwrite=options.overwrite)
 
 
 def main(arguments=None):
@@ -47,7 +60,14 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if options.quant_report and not options.quant:
         parser.error("--quant-report goes with --quant")
+    if options.kind == "lora" and (options.config or options.quant):
+        parser.error("--config and --quant do not go with lora")
+    if options.merge_into and (options.kind != "lora" or options.direction != DIRECTIONS[0]):
+        parser.error("--merge-into goes with lora, and not with --direction")
     try:
+        if options.kind == "lora":
+            print(_convert_lora(options))
+            return 0
         summary = convert(options.kind, options.source, options.target, options.direction,
                           target_naming=options.target_naming, config=options.config, overwrite=options.overwrite,
                           quant=options.quant, show_progress=True)
