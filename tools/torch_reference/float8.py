@@ -14,16 +14,21 @@ tensor cores (torch._scaled_mm); everything else stays as it is. Current scaling
 import functools
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 from ospnext_ms.models.config import QuantConfig
+from ospnext_ms.quant.format import decode
+from ospnext_ms.quant.storage import SCALE_SUFFIX
 from tools.torch_reference import fused, hif8
 
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
-SCALINGS = ("tensor", "row", "hif8")
+E4M3_SCALINGS = ("tensor", "row")
+SCALINGS = (*E4M3_SCALINGS, "hif8")
 HIF8_MAX = QuantConfig().scale_max_forward
 # Rounding to HiF8 is integer arithmetic on fp32: a part of a tensor at a time.
 HIF8_ROWS = 8192
@@ -170,22 +175,51 @@ def kernels(name, scaling):
 
 
 def block_linears(model):
-    """(parent, name) of every linear that the recipe quantises."""
-    for block in model.blocks:
-        for attention in (block.self_attn, block.cross_attn):
-            yield from ((attention, name) for name in "qkvo")
-        yield from ((block.ffn, name) for name in ("0", "2"))
+    """(parent, name in it, name in the model) of every linear that the recipe quantises."""
+    for i, block in enumerate(model.blocks):
+        for part, names in (("self_attn", "qkvo"), ("cross_attn", "qkvo"), ("ffn", "02")):
+            yield from ((getattr(block, part), name, f"blocks.{i}.{part}.{name}") for name in names)
 
 
-def quantise(model, scaling, kernels_name):
+def quantise(model, scaling, kernels_name, stored=None):
     """Replaces the block linears of a PackedDiT and its kernels, in place; the layers it had stay untouched, and are
-    freed one by one where nobody else holds them.
+    freed one by one where nobody else holds them. `stored` {name: Quantised} are weights that are in 8 bits already.
 
     Raises ValueError for a model in fp32: by that dtype the norm of the head is told from those of the blocks.
     """
     if model.dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f"linears of the model are {model.dtype}; valid: torch.bfloat16, torch.float16")
-    for parent, name in list(block_linears(model)):
-        setattr(parent, name, Float8Linear(getattr(parent, name), scaling))
+    for parent, name, path in list(block_linears(model)):
+        weight = (stored or {}).get(f"{path}.weight")
+        setattr(parent, name, Float8Linear(getattr(parent, name), scaling, weight))
     model.kernels = kernels(kernels_name, scaling)
     return model
+
+
+def load_hif8(model, path, scaling, kernels_name):
+    """Loads a .safetensors file with HiF8 weights (ospnext_ms.quant.storage) into a PackedDiT and quantises it.
+
+    The numbers stay those of the file: e4m3 takes them times a power of two, which loses only HiF8's few numbers below
+    2^-12 of the largest. Raises ValueError where tensors are missing or left over.
+    """
+    tensors, stored = load_file(path), {}
+    numbers = torch.from_numpy(decode(np.arange(256, dtype=np.uint8)))
+    for key in [key for key, tensor in tensors.items() if tensor.dtype == torch.uint8]:
+        values, scale = numbers[tensors.pop(key).int()], tensors.pop(key + SCALE_SUFFIX).reshape(())
+        place = dict(model.named_parameters())[key].device
+        stored[key] = _of_hif8(values.to(place), scale.to(place), scaling, model.dtype)
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    wanted = {f"{path}.weight" for _, _, path in block_linears(model)}
+    wrong = sorted((set(missing) ^ wanted) | (set(stored) ^ wanted) | set(unexpected))
+    if wrong:
+        raise ValueError(f"{path} is not this model with its block linears in HiF8; missing or left over: {wrong[:10]}")
+    return quantise(model, scaling, kernels_name, stored)
+
+
+def _of_hif8(values, scale, scaling, dtype):
+    """Quantised weight of HiF8 numbers [out, in] fp32 and their scale."""
+    if scaling == "hif8":
+        return Quantised(values.bfloat16(), scale, dtype)
+    amax = values.abs().amax() if scaling == "tensor" else values.abs().amax(-1, keepdim=True)
+    factor = torch.where(amax > 0, torch.exp2(torch.floor(torch.log2(E4M3_MAX / amax.clamp_min(1e-30)))), 1.0)
+    return Quantised((values * factor).to(E4M3), scale / factor, dtype)

@@ -140,7 +140,7 @@ def _float8(table, config, tokens, device, dtype):
     x, y = (torch.randn(1, tokens, config.dim, device=device, dtype=dtype) for _ in range(2))
     hidden = torch.randn(1, tokens, config.ffn_dim, device=device, dtype=dtype)
     gate, factor, shift = (torch.randn(1, config.dim, device=device) for _ in range(3))
-    for scaling in float8.SCALINGS:
+    for scaling in float8.E4M3_SCALINGS:
         for inputs, outputs in ((config.dim, config.dim), (config.dim, config.ffn_dim), (config.ffn_dim, config.dim)):
             with torch.device(device):
                 layer = float8.Float8Linear(torch.nn.Linear(inputs, outputs, dtype=dtype), scaling)

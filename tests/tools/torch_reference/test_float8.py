@@ -4,13 +4,18 @@ import importlib.util
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the reference networks need PyTorch")
 
+from safetensors.torch import save_file  # noqa: E402
+
+from ospnext_ms.quant import format as hif8_format  # noqa: E402
+from ospnext_ms.quant import storage  # noqa: E402
 from tests.compare import relative_error  # noqa: E402
 from tests.tools.torch_reference.parallel_worker import CONFIG as SMALL  # noqa: E402
-from tools.torch_reference import float8, fused  # noqa: E402
+from tools.torch_reference import float8, fused, hif8  # noqa: E402
 from tools.torch_reference.packed import PackedDiT  # noqa: E402
 from tools.torch_reference.settings import random_inputs, random_model  # noqa: E402
 
@@ -18,7 +23,7 @@ CONFIG = replace(SMALL, dim=64, num_heads=4)
 GRID = (2, 7, 6)
 
 
-@pytest.mark.parametrize("scaling", float8.SCALINGS)
+@pytest.mark.parametrize("scaling", float8.E4M3_SCALINGS)
 def test_quantised_is_nearest_code_at_the_largest_scale(scaling):
     x = torch.randn(5, 7, 64) * torch.logspace(-3, 3, 7)[:, None]
     x[1, 2] = 0
@@ -82,6 +87,49 @@ def test_what_never_reaches_memory_is_not_rounded(scaling):
     assert hidden.dtype == normed.dtype == torch.bfloat16
 
 
+def test_hif8_is_the_recipe():
+    """The emulation on any device against the reference of the recipe, whose numbers are fp32."""
+    layer = hif8.HiF8Linear(64, 48)
+    x = torch.randn(2, 16, 64).bfloat16()
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight.bfloat16())
+        layer.bias.copy_(layer.bias.bfloat16())
+        expected = layer(x.float())
+        linear = float8.Float8Linear(layer.bfloat16(), "hif8")
+        quantised = float8.quantised(x, "hif8")
+        numbers, scale = hif8.quantise(x, 15.0)
+        assert torch.equal(quantised.codes.float(), numbers)
+        assert relative_error(quantised.scale, 1 / scale) < 1e-7
+        assert relative_error(linear(quantised).float(), expected) < 4e-3
+
+
+@pytest.mark.parametrize("scaling", float8.SCALINGS)
+def test_hif8_checkpoint_keeps_its_numbers(scaling, tmp_path):
+    base = random_model(CONFIG, "cpu", torch.bfloat16)
+    tensors, numbers = {}, {}
+    for name, tensor in base.state_dict().items():
+        tensors[name] = tensor
+        if storage.QUANTISED.fullmatch(name):
+            weight = tensor.float().numpy()
+            factor = hif8_format.scale_of(np.abs(weight).max(), hif8_format.SCALE_MAX_FORWARD)
+            tensors[name] = torch.from_numpy(hif8_format.encode(weight * factor))
+            tensors[name + storage.SCALE_SUFFIX] = torch.tensor([1 / factor], dtype=torch.float32)
+            numbers[name] = hif8_format.decode(tensors[name].numpy()) / factor
+    save_file(tensors, tmp_path / "hif8.safetensors")
+    model = float8.load_hif8(PackedDiT(CONFIG, dtype=torch.bfloat16), tmp_path / "hif8.safetensors", scaling, "eager")
+    loaded = {f"{path}.weight": getattr(parent, name) for parent, name, path in float8.block_linears(model)}
+    assert set(loaded) == set(numbers)
+    for name, linear in loaded.items():
+        assert relative_error(linear.codes.float() * linear.scale, numbers[name]) < 1e-4, name
+    inputs = random_inputs(CONFIG, GRID, "cpu")
+    with torch.inference_mode():
+        assert 5e-3 < relative_error(model(*inputs), base(*inputs)) < 0.3
+    del tensors["blocks.1.ffn.0.weight"]
+    save_file(tensors, tmp_path / "hif8.safetensors")
+    with pytest.raises(ValueError, match=r"left over: \['blocks.1.ffn.0.weight"):
+        float8.load_hif8(PackedDiT(CONFIG, dtype=torch.bfloat16), tmp_path / "hif8.safetensors", scaling, "eager")
+
+
 def test_other_scalings_are_refused():
     with pytest.raises(ValueError, match="scaling is 'block'; valid: tensor, row"):
         float8.kernels("eager", "block")
@@ -95,7 +143,7 @@ INTERPRETED = pytest.mark.skipif(
 
 
 @INTERPRETED
-@pytest.mark.parametrize("scaling", float8.SCALINGS)
+@pytest.mark.parametrize("scaling", float8.E4M3_SCALINGS)
 @pytest.mark.parametrize("shape", [(1, 7, 48), (2, 5, 64)])
 def test_triton_kernels_keep_the_contract(scaling, shape):
     actual = float8.TritonFloat8Kernels(fused.EagerKernels(), scaling)
