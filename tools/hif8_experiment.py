@@ -6,8 +6,9 @@ root, after the data of yaml_configs/train/tiny.yaml's head has been prepared)
     python -m tools.hif8_experiment report --output output/hif8_experiment
 
 `run` trains every recipe with every seed, each by `python -m ospnext_ms train` in a process of its own: same data,
-order, noise and noise levels for equal seeds. What is complete is kept and what was stopped goes on, so the same command
-resumes. `report` (which `run` ends with) writes report.json, curves.png and the table.
+order, noise and noise levels for equal seeds. What is complete is kept and what was stopped goes on, so the same
+command resumes. `report` (which `run` ends with) writes report.json, curves.png and the table, and the averaged weights
+of every run to weights/RECIPE_SEED.safetensors (fp16) for tools.hif8_evaluation.
 
 Recipes: `fp32`; `hif8` (scales 15 and 224); `hif8_32768`, the ablation, which scales everything to the largest HiF8
 number, where mantissas have one bit. The figure of a run is the loss of its averaged weights on the fixed clips, noise
@@ -141,7 +142,23 @@ def report(output):
     result = {"figure": FIGURE, "runs": runs, "percent_above_fp32": differences, "percent_above_fp32_of_means": means}
     (output / "report.json").write_text(json.dumps(result, indent=1) + "\n")
     plot(output, runs)
+    for recipe, seeds in runs.items():
+        for seed, run in seeds.items():
+            if not run["diverged"]:
+                export(output, folder_of(output, recipe, seed), run["steps"])
     return result
+
+
+def export(output, folder, steps):
+    """Writes the averaged weights of a finished run, where its last checkpoint is there."""
+    from ospnext_ms.safetensors_io import read_headers
+    from ospnext_ms.weights import save_weights
+
+    trained = folder / "checkpoints" / f"step_{steps:08d}" / "ema"
+    if trained.is_dir():
+        (output / "weights").mkdir(exist_ok=True)
+        arrays = {name: tensor.numpy() for name, tensor in read_headers(trained).items()}
+        save_weights(arrays, output / "weights" / f"{folder.name}.safetensors", "float16", overwrite=True)
 
 
 def percent(value, baseline):

@@ -150,7 +150,7 @@ class AllMax(nn.Cell):
     def construct(self, x, label="all_max"):
         if self.gather.size == 1:
             return ops.stop_gradient(x)
-        return self.gather(x.expand_dims(0), label).max(0)
+        return ops.ReduceMax()(self.gather(x.expand_dims(0), label), 0)
 
 
 class AllToAll(_Collective):

@@ -88,7 +88,7 @@ def probe_matrix(seed):
 
 
 class Amax(nn.Cell):
-    """Largest |x|: x of any shape and float dtype -> fp32 [1]. Without gradient."""
+    """Largest |x|, infinite where x holds a NaN: x of any shape and float dtype -> fp32 [1]. Without gradient."""
 
     def __init__(self):
         super().__init__()
@@ -98,7 +98,9 @@ class Amax(nn.Cell):
         x = ops.stop_gradient(x).astype(ms.float32)
         if self.on_host is not None:
             return self.on_host(x)
-        return ops.ReduceMax()(ops.abs(x)).reshape(1)
+        # The maximum of a tensor, or over ranks, may or may not see a NaN.
+        magnitude = ops.abs(x)
+        return ops.ReduceMax()(ops.where(magnitude < np.inf, magnitude, ops.full_like(x, np.inf))).reshape(1)
 
 
 def scale_for(amax, scale_max):
@@ -248,8 +250,9 @@ def _one_number(*shapes):
 
 
 def _amax(x):
-    # np.abs would be a pass more. NaN wins in both.
-    return np.array([max(x.max(), -x.min()) if x.size else 0.0], np.float32)
+    # np.abs would be a pass more. A NaN is the maximum and the minimum.
+    amax = max(x.max(), -x.min()) if x.size else 0.0
+    return np.array([np.inf if np.isnan(amax) else amax], np.float32)
 
 
 @cache
@@ -265,4 +268,4 @@ def _scale_function(scale_max):
 def _round_scaled(x, scale):
     # Infinite and signalling numbers are not errors here: they become infinities and NaN.
     with np.errstate(all="ignore"):
-        return hif8.round_nearest(x * scale)
+        return hif8.round_nearest(x, scale)

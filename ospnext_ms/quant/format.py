@@ -9,6 +9,7 @@ a rounding looks at one bit below the mantissa and at nothing further down. So t
 which are a bf16 number, decide the code, and 65,536 table entries hold the whole rounding.
 """
 
+import sys
 from functools import cache
 
 import numpy as np
@@ -23,6 +24,9 @@ MAX_SCALE = 2.0**126
 SCALE_MAX_FORWARD = 15.0
 SCALE_MAX_BACKWARD = 224.0
 ROUNDINGS = ("nearest", "stochastic")
+BLOCK = 1 << 15
+# Which of a number's two halves is the upper one.
+UPPER_HALF = 1 if sys.byteorder == "little" else 0
 
 
 @cache
@@ -100,9 +104,23 @@ def decode(codes):
     return values()[codes]
 
 
-def round_nearest(x):
-    """Every number's nearest HiF8 value: fp32, shape of x, which is fp32 and contiguous. Signalling NaNs excepted."""
-    return np.take(nearest_values(), x.view(np.uint32) >> 16)
+def round_nearest(x, scale=None, rescale=False):
+    """Nearest HiF8 value of every x * scale, divided by scale again with `rescale`: fp32, shape of x.
+
+    x is fp32. A signalling NaN, without a scale, may become an infinity.
+    """
+    x = np.ascontiguousarray(x)
+    out = np.empty_like(x)
+    numbers, results, table = x.reshape(-1), out.reshape(-1), nearest_values()
+    # Block by block, so that what one pass leaves is in the cache for the next.
+    for start in range(0, x.size, BLOCK):
+        block, result = numbers[start : start + BLOCK], results[start : start + BLOCK]
+        if scale is not None:
+            block = block * scale
+        np.take(table, block.view(np.uint16)[UPPER_HALF::2], out=result, mode="clip")
+        if rescale:
+            result /= scale
+    return out
 
 
 def scale_of(amax, scale_max):

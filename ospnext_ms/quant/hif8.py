@@ -52,12 +52,10 @@ def _array(x, scale_max, rounding, seed):
     x = _format.as_float32(x)
     scale = np.float32(1)
     if scale_max is not None:
-        amax = np.float32(max(x.max(), -x.min()) if x.size else 0)
-        scale = _format.scale_of(amax, scale_max)
-        x = x * scale
+        scale = _format.scale_of(np.float32(max(x.max(), -x.min()) if x.size else 0), scale_max)
     if rounding == "nearest":
-        return (_format.round_nearest(x) / scale).astype(dtype, copy=False)
-    return (_format.decode(_format.encode(x, rounding, seed)) / scale).astype(dtype, copy=False)
+        return _format.round_nearest(x, scale, rescale=scale_max is not None).astype(dtype, copy=False)
+    return (_format.decode(_format.encode(x * scale, rounding, seed)) / scale).astype(dtype, copy=False)
 
 
 def _tensor(x, scale_max, rounding, seed):

@@ -1,0 +1,83 @@
+"""One of several processes that share a video in HiF8: python -m tests.distributed.hif8_worker FOLDER DEGREES.
+
+Every process also computes the same alone, and writes to FOLDER/rank_N.json how the scales, the quantised operands of
+the first linear layer and of the first attention, and the outputs compare, for both scopes of the scales.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+from ospnext_ms.config import ParallelSection
+from ospnext_ms.models.config import DiTConfig, QuantConfig
+from ospnext_ms.models.dit import OSPNextDiT
+from ospnext_ms.parallel.mesh import make_mesh, start_processes
+from ospnext_ms.parallel.sequence import ParallelSequence
+from ospnext_ms.quant.format import round_nearest
+from ospnext_ms.skiparse import SkiparsePlan
+from tests.distributed.worker import Loss, inputs, random_weights
+
+GRID = (3, 7, 10)
+CONFIG = DiTConfig(dim=32, ffn_dim=60, num_heads=4, num_layers=2, freq_dim=16, text_dim=8, text_len=6,
+                   num_full_blocks=0, quant="hif8", quant_attention="hif8")
+
+
+def observe(config, mesh=None):
+    """{"loss", "out", "scale", "x8", "k8", "v_factor", "calls"} of a network with known weights; without mesh alone."""
+    sequence = ParallelSequence(config.sparse_ratio, config.num_heads, mesh) if mesh else None
+    net = OSPNextDiT(config, sequence=sequence, video_group=mesh.video_group if mesh else None)
+    random_weights(net)
+    seen = {}
+    linear, attention = net.blocks[0].self_attn.q, net.sequence.inputs
+    linear.input_scale.register_forward_hook(lambda cell, args, out: seen.update(x=args[0], scale=out))
+
+    # What a hook returns would take the place of the output.
+    def keep_first(cell, args, out):
+        seen.setdefault("attention", out)
+
+    attention.register_forward_hook(keep_first)
+    loss, out = Loss(net)(*inputs(GRID, 1))
+    x = seen["x"].asnumpy()
+    return {"loss": float(loss), "out": out.asnumpy(), "scale": seen["scale"].asnumpy(),
+            "x8": round_nearest(np.ascontiguousarray(x * seen["scale"].asnumpy())),
+            "k8": seen["attention"][1].asnumpy(), "v_factor": seen["attention"][3].asnumpy(),
+            "calls": dict(mesh.traffic.calls) if mesh else {}}
+
+
+def compare(mesh, degrees, scope):
+    """What a scope of the scales does to a network that several processes share, as JSON values."""
+    config = replace(CONFIG, quant_config=QuantConfig(scale_scope=scope))
+    alone, shared = observe(config), observe(config, mesh)
+    tokens = SkiparsePlan(GRID, 2, *degrees).rank_tokens("token", mesh.s, mesh.u)
+    rows = np.argsort(SkiparsePlan(GRID, 2).order("token"))[tokens]
+    return {
+        "scale_error": float(np.abs(shared["scale"] / alone["scale"] - 1).max()),
+        "v_factor_error": float(np.abs(shared["v_factor"] / alone["v_factor"] - 1).max()),
+        "x8_unequal": float((shared["x8"] != alone["x8"][rows]).mean()),
+        "k8_unequal": float((shared["k8"][0] != alone["k8"][0][rows]).mean()),
+        "out_error": float(np.linalg.norm(shared["out"] - alone["out"]) / np.linalg.norm(alone["out"])),
+        "loss_difference": abs(shared["loss"] - alone["loss"]) / abs(alone["loss"]),
+        "scale_exchanges": shared["calls"].get("scales", 0),
+    }
+
+
+def main(folder, skiparse, ulysses):
+    """Joins the processes, compares both scopes and writes what was found."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    ms.runtime.launch_blocking()
+    start_processes(ParallelSection(), CONFIG)
+    degrees = int(skiparse), int(ulysses)
+    results, rank = {}, 0
+    for scope in ("local", "global"):
+        # A mesh for each, so that traffic is counted apart.
+        mesh = make_mesh(ParallelSection(skiparse_parallel=degrees[0], ulysses_parallel=degrees[1]))
+        results[scope], rank = compare(mesh, degrees, scope), mesh.rank
+    Path(folder, f"rank_{rank}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
