@@ -57,7 +57,7 @@ def two(four, tmp_path_factory):
     shutil.copytree(source, folder / "run")
     parallel = dict(skiparse_parallel=1, data_parallel=2, parameter_shard=2)
     results, output = workers(2, folder, resume=settings(folder / "run", data, MORE, "graph", **parallel),
-                              nan=settings(folder / "nan", data, 3, "graph", **parallel))
+                              nan=settings(folder / "nan", data, 3, **parallel))
     return results, output, folder
 
 
