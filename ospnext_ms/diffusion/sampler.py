@@ -117,7 +117,7 @@ def sde_step(velocity, sample, sigma, sigma_next, std, noise=None, prev_sample=N
     dt = sigma_next - sigma
     drift = std * std / (2 * sigma)
     mean = sample * (1 + drift * dt) + velocity.astype(ms.float32) * ((1 + drift * (1 - sigma)) * dt)
-    step_std = std * (-dt) ** 0.5
+    step_std = std * (ops.sqrt(-dt) if isinstance(dt, Tensor) else math.sqrt(-dt))
     prev_sample = mean + step_std * noise.astype(ms.float32) if prev_sample is None else prev_sample.astype(ms.float32)
     return prev_sample, _gaussian_log_density(ops.stop_gradient(prev_sample), mean, step_std), mean
 
@@ -125,9 +125,17 @@ def sde_step(velocity, sample, sigma, sigma_next, std, noise=None, prev_sample=N
 def _gaussian_log_density(x, mean, std):
     """log N(x; mean, std^2), averaged over all dimensions but the first: [B]. std: number or [B, 1, ...]."""
     z = (x - mean) / std
-    log_std = ops.log(std).reshape(-1) if isinstance(std, Tensor) else math.log(std)
+    log_std = _log(std).reshape(-1) if isinstance(std, Tensor) else math.log(std)
     # One reduction over all axes: after flattening, the CPU kernel would add millions of values up one by one.
     return -0.5 * (z * z).mean(tuple(range(1, x.ndim))) - log_std - HALF_LOG_2PI
+
+
+def _log(levels):
+    """Logarithm, fp32, of a few numbers, by way of fp64: it repeats to the bit.
+
+    The CPU's fp32 kernels of log and pow (not sqrt) round by how threads share the elements, chosen by timing.
+    """
+    return ops.log(levels.astype(ms.float64)).astype(ms.float32)
 
 
 def _level(value, sample):

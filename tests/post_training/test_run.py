@@ -1,0 +1,111 @@
+"""Whole runs of `post-train` on a model of some thousand weights."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ospnext_ms.peft_format import read_adapter
+from ospnext_ms.training.monitor import read_metrics
+from tests.distributed.launch import run_workers
+from tests.post_training import runs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return runs.write_model(tmp_path_factory.mktemp("model"))
+
+
+def run(config, *arguments):
+    """(exit status, digest at the end or None, output) of a run in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "tests.post_training.run_worker", str(config), *arguments], cwd=ROOT,
+                          env=os.environ | {"GLOG_v": "3", "PYTHONPATH": str(ROOT)}, check=False, capture_output=True,
+                          text=True)
+    found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("digest")]
+    return done.returncode, found[0] if found else None, done.stdout + done.stderr
+
+
+def figures(folder):
+    """Figures of the iterations and of the evaluations, without times."""
+    return [{name: value for name, value in record.items() if "seconds" not in name} for record in read_metrics(folder)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model, tmp_path_factory):
+    """(output folder, digest) of three iterations in one go."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    values = runs.settings(model, folder / "out", runner_config={"iterations": 3})
+    status, digest, output = run(runs.write_config(folder / "run.yaml", values))
+    assert status == 0, output
+    return folder / "out", digest
+
+
+def test_what_a_run_leaves(undisturbed):
+    folder, _ = undisturbed
+    records = figures(folder)
+    iterations = [record for record in records if "policy_loss" in record]
+    assert [record["window_start"] for record in iterations] == [0, 1, 0]
+    for record in iterations:
+        assert record["log_prob_disagreement"] < 1e-4
+        assert record["ratio_deviation_before"] == 0
+        assert record["ratio_deviation_after"] > 0
+        assert record["rescoring_difference"] < 1e-5
+        assert record["updates"] == 2
+    assert iterations[0]["kl"] < iterations[2]["kl"]
+    assert [record["step"] for record in records if "eval/reward" in record] == [0, 3]
+    assert "eval/rise_error" in records[-1]
+    for name in ("reward_curve.png", "evaluation/000003/scores.json", "evaluation/000003/video_0000.mp4",
+                 "evaluation/000000/contact_sheet.png"):
+        assert (folder / name).stat().st_size > 0
+    config, arrays = read_adapter(folder / "adapter_ema")
+    assert (config.rank, config.alpha) == (2, 4.0)
+    assert any(b.any() for _, b in arrays.values())
+
+
+def test_killed_and_resumed_equals_undisturbed_bit_by_bit(undisturbed, model, tmp_path):
+    folder, digest = undisturbed
+    values = runs.settings(model, tmp_path / "out", runner_config={"iterations": 3})
+    config = runs.write_config(tmp_path / "run.yaml", values)
+    assert run(config, "2")[0] == -9
+    status, resumed, output = run(config)
+    assert status == 0, output
+    assert "resuming after iteration 2" in output
+    assert resumed == digest
+    assert figures(tmp_path / "out") == figures(folder)
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one(undisturbed, model, tmp_path):
+    """Same rewards, advantages and adapters for the same seed; every first ratio is exactly 1 with 2 processes too."""
+    values = runs.settings(model, tmp_path / "out", runner_config={"iterations": 3})
+    config = runs.write_config(tmp_path / "run.yaml", values)
+    status, output = run_workers(2, tmp_path, "-m", "tests.post_training.run_worker", str(config))
+    assert status == 0, output
+    alone, together = (figures(folder) for folder in (undisturbed[0], tmp_path / "out"))
+    assert len(alone) == len(together)
+    for one, two in zip(alone, together, strict=True):
+        assert one.keys() == two.keys()
+        if "policy_loss" in two:
+            assert two["ratio_deviation_before"] == 0
+            assert two["ratio_deviation_after"] > 0
+            assert two["log_prob_disagreement"] < 1e-4
+            assert two["reward_mean"] == pytest.approx(one["reward_mean"], abs=1e-4)
+    arrays = [read_adapter(folder / "adapter")[1] for folder in (undisturbed[0], tmp_path / "out")]
+    for name, pair in arrays[0].items():
+        for a, b in zip(pair, arrays[1][name], strict=True):
+            assert abs(a - b).max() < 2e-3, name
+
+
+def test_a_failing_reward_ends_the_run_with_its_name(model, tmp_path):
+    rewards = [{"name": "bad", "callable": "tests.post_training.scorers:Unmakeable", "weight": 1.0, "arguments": {}}]
+    values = runs.settings(model, tmp_path / "out", rewards=rewards)
+    config = runs.write_config(tmp_path / "run.yaml", values)
+    done = subprocess.run([sys.executable, "-m", "ospnext_ms", "post-train", "--config", str(config)], cwd=ROOT,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "reward bad (tests.post_training.scorers:Unmakeable)" in done.stderr
+    assert "no weights in checkpoints/reward" in done.stderr
