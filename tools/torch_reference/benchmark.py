@@ -57,7 +57,7 @@ def build_parser():
     parser.add_argument("--profile", action="store_true", help="GPU kernels of one full and one sparse block")
     parser.add_argument("--train-step", action="store_true", help="forward and backward instead of a forward")
     parser.add_argument("--video", action="store_true", help="whole videos instead: all steps and the VAE")
-    parser.add_argument("--video-steps", type=int, default=50, help="with fewer the total is worked out for 50")
+    parser.add_argument("--video-steps", type=int, help="with fewer than 50 the total is worked out for 50")
     parser.add_argument("--num-layers", type=int, help="of the train step, default half of the model's")
     parser.add_argument("--output", type=Path, help="folder for the JSON, or to plot from")
     parser.add_argument("--plot", type=Path, help="draw the JSON files of --output and measure nothing")
@@ -72,6 +72,8 @@ def main(argv=None):
             raise SystemExit("--plot needs --output DIR with the JSON files")
         plot(args.output, args.plot)
         return 0
+    if args.video_steps and not args.video:
+        raise SystemExit("--video-steps goes with --video")
     args.degrees = []
     if args.gpus == 1:
         return run(args, torch.device("cuda" if torch.cuda.is_available() else "cpu"))

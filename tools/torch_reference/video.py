@@ -37,7 +37,7 @@ class OneByOne:
 
 
 def measure_videos(args, config, grid, device, dtype, backends, result, guard):
-    """Appends a row a mode to result["videos"]: args.video_steps steps, then the decoder.
+    """Appends a row a mode to result["videos"]: args.video_steps steps (None: STEPS), then the decoder.
 
     With fewer than STEPS steps the total is worked out for STEPS of them.
     """
@@ -52,6 +52,7 @@ def measure_videos(args, config, grid, device, dtype, backends, result, guard):
 
 
 def _measure(args, config, grid, device, dtype, backends, mode):
+    steps = args.video_steps or STEPS
     sequence = PackedSequence(config.sparse_ratio)
     model = prepare(random_model(config, device, dtype), mode, args.kernels[0],
                     attention_backend(backends["full" if mode == "full" else "sparse"]), sequence)
@@ -63,7 +64,7 @@ def _measure(args, config, grid, device, dtype, backends, mode):
         dit.seconds.clear()
         reset_peak_memory(device)
         begin = time.perf_counter()
-        latent = sample(dit, noise, text, no_text, args.video_steps, SHIFT, GUIDANCE)
+        latent = sample(dit, noise, text, no_text, steps, SHIFT, GUIDANCE)
         synchronize(device)
         sampling = time.perf_counter() - begin
         peak = peak_memory_gib(device)
@@ -72,8 +73,8 @@ def _measure(args, config, grid, device, dtype, backends, mode):
         video, decoding = decode(latent, device, dtype)
     assert video.isfinite().all(), "the video is not finite"
     step = median(dit.seconds)
-    measured = args.video_steps == STEPS
-    return {"mode": mode, "steps": args.video_steps, "video": list(video.shape), "step_seconds": step,
+    measured = steps == STEPS
+    return {"mode": mode, "steps": steps, "video": list(video.shape), "step_seconds": step,
             "sampling_seconds": sampling, "decode_seconds": decoding, "peak_memory_gib": peak,
             "decode_peak_memory_gib": peak_memory_gib(device),
             "total_seconds": (sampling if measured else STEPS * step) + decoding, "total_is_measured": measured}

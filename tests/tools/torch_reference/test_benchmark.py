@@ -52,11 +52,11 @@ def test_train_step_runs(tmp_path):
 def test_whole_video_is_sampled_and_decoded(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(video, "VAE_DIM", 8)
     monkeypatch.setattr(video, "STEPS", 3)
-    for steps in (3, 2):
-        assert benchmark.main(["--setting", "tiny", "--video", "--video-steps", str(steps), "--output",
-                               str(tmp_path)]) == 0
+    for steps, modes in ((3, ["full"]), (2, ["sparse"])):
+        assert benchmark.main(["--setting", "tiny", "--mode", *modes, "--video", "--video-steps", str(steps),
+                               "--output", str(tmp_path)]) == 0
         rows = json.loads((tmp_path / "tiny_tiny_video_1gpu.json").read_text())["videos"]
-        assert [row["mode"] for row in rows] == ["full", "sparse"]
+        assert [row["mode"] for row in rows] == modes
         for row in rows:
             assert row["video"] == [1, 3, 5, 96, 96]
             assert row["total_is_measured"] == (steps == 3)
@@ -115,6 +115,7 @@ def test_summary_is_arithmetic():
     assert rows[4]["speed_up"] == 2.0
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_table(tmp_path, capfd):
     assert benchmark.main(["--setting", "tiny", "--gpus", "2", "--repeats", "1", "--single-gpu", "--exchange",
                            "overlapped", "fused", "--output", str(tmp_path)]) == 0
@@ -143,7 +144,7 @@ def test_plot_draws_every_file(tmp_path):
     pytest.importorskip("matplotlib", reason="the figure needs matplotlib")
     with pytest.raises(FileNotFoundError, match="no .*json"):
         plot(tmp_path, tmp_path / "figure.png")
-    benchmark.main(["--setting", "tiny", "--repeats", "1", "--output", str(tmp_path)])
+    benchmark.main(["--setting", "tiny", "--mode", "sparse", "--repeats", "1", "--output", str(tmp_path)])
     assert benchmark.main(["--plot", str(tmp_path / "figure.png"), "--output", str(tmp_path)]) == 0
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
