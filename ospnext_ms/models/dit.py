@@ -116,6 +116,8 @@ class OSPNextDiT(nn.Cell):
         param_dtype = param_dtype or dtype
         plain = partial(Linear, dtype=dtype, param_dtype=param_dtype)
         attention = cross_attention = attention or Attention(default_attention(dtype))
+        if sequence is not None and video_group is None and config.quant_config.scale_scope == "global":
+            raise ValueError("quant_config.scale_scope is 'global': a given sequence needs the video_group")
         sequence = sequence or PackedSequence(config.sparse_ratio)
         if config.quant or config.quant_attention:
             recipe = make_recipe(config.quant_config, video_group)

@@ -115,7 +115,7 @@ class TextToVideo:
     def denoise(self, embeddings):
         """Turns noise into latents, batch by batch: (list of fp32 [16, T, h, w], seconds of each)."""
         net = self._load("dit")
-        if quantised := describe(self.config.model.dit):
+        if (quantised := describe(self.config.model.dit)) and self.team.leads:
             print(quantised, flush=True)
         velocity = self.runtime.compile(net)
         latents, seconds = [], []
@@ -196,7 +196,8 @@ class TextToVideo:
                 return WanVAE(section, ms.float32, compile_chunks=self.runtime.compiled and work >= COMPILE_VAE_FROM)
             if name == "text_encoder":
                 return UMT5Encoder(section, self.runtime.dtype)
-            return OSPNextDiT(section, self.runtime.dtype, sequence=self._sequence())
+            return OSPNextDiT(section, self.runtime.dtype, sequence=self._sequence(),
+                              video_group=self.team.mesh.video_group)
 
     def _sequence(self):
         """What orders the tokens: None for the whole video on this device."""

@@ -45,7 +45,8 @@ def _build(section, runtime, mesh, recompute):
 
         sequence = ParallelSequence(section.sparse_ratio, section.num_heads, mesh)
     residual = DTYPES[section.residual_dtype] if section.residual_dtype else None
-    net = OSPNextDiT(section, runtime.dtype, residual_dtype=residual, sequence=sequence)
+    net = OSPNextDiT(section, runtime.dtype, residual_dtype=residual, sequence=sequence,
+                     video_group=mesh.video_group)
     net.set_train(True)
     if recompute:
         for block in net.blocks:

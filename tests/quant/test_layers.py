@@ -12,6 +12,7 @@ from ospnext_ms.kernels import hif8 as kernels
 from ospnext_ms.kernels.attention import Attention
 from ospnext_ms.models.config import DiTConfig, QuantConfig
 from ospnext_ms.models.dit import OSPNextDiT
+from ospnext_ms.models.sequence import PackedSequence
 from ospnext_ms.quant.attention import AttentionInputs, HiF8Attention
 from ospnext_ms.quant.hif8 import HiF8Linear
 from ospnext_ms.quant.recipe import HiF8Recipe, make_recipe
@@ -188,6 +189,8 @@ def test_layers_of_the_recipe_are_quantised_and_no_others():
         (lambda: QuantConfig(scale_max_forward=1e6), "scale_max_forward is 1000000.0"),
         (lambda: make_recipe(QuantConfig(backend="native")), "'native' does not exist here: the device is CPU"),
         (lambda: OSPNextDiT(replace(HIF8, quant_config=QuantConfig(backend="native"))), "does not exist here"),
+        (lambda: OSPNextDiT(replace(HIF8, quant_config=QuantConfig(scale_scope="global")), sequence=PackedSequence(2)),
+         "needs the video_group"),
         (lambda: reference.build(replace(HIF8, quant_config=QuantConfig(backend="native"))), "which PyTorch has not"),
         (lambda: reference.quantise(torch.tensor([1.0, torch.inf]), 15.0), "largest absolute value is inf"),
         (lambda: reference.hif8_attention(15.0)(None, None, None, attn_mask=1), "no padding"),
