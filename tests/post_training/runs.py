@@ -42,7 +42,7 @@ def settings(model, output, **changes):
     files = {name: {"checkpoint": str(model / f"{name}.safetensors")} for name in ("dit", "vae", "text_encoder")}
     values = {
         "run_mode": "post_train", "seed": 3, "output_dir": str(output),
-        "context": {"device_target": "CPU", "mode": "pynative"},
+        "context": {"device_target": "CPU", "mode": "graph"},
         "model": {"dit": DIT | files["dit"], "vae": VAE | files["vae"],
                   "text_encoder": TEXT_ENCODER | files["text_encoder"] | {"tokenizer": str(TOKENIZER)}},
         "video": {"height": 32, "width": 32, "frames": 1, "fps": 8},
