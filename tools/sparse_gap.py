@@ -16,6 +16,7 @@ from pathlib import Path
 from ospnext_ms.config import load_config
 from ospnext_ms.parallel.mesh import Mesh
 from ospnext_ms.pipelines.runtime import start
+from ospnext_ms.safetensors_io import read_headers
 from ospnext_ms.training.config import TrainConfig
 from ospnext_ms.training.evaluation import FixedSet
 from ospnext_ms.training.network import VelocityLoss, build_network
@@ -38,6 +39,8 @@ def gap(config, trained):
     """
     if config.eval_dataset is None or config.load_checkpoint is None or config.model.dit.skiparse == "full":
         raise ValueError("the configuration needs an eval_dataset, a load_checkpoint and a sparse layout")
+    # Before minutes are spent on the others.
+    read_headers(trained)
     runtime = start(config.context)
     sparse = config.model.dit
     full = dataclasses.replace(sparse, skiparse="full", num_full_blocks=None)
