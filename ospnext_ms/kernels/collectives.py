@@ -82,14 +82,14 @@ class _Anchor(nn.Cell):
     """y, which from now on depends on x, with a gradient of zero.
 
     A rank that has nothing to send or nothing to receive would otherwise leave exchanges out of its backward pass in
-    which the other ranks wait for it.
+    which the other ranks wait for it, and a compiled graph would put them in another order than theirs.
     """
 
     def construct(self, y, x):
-        return y * 1
+        return ops.depend(y, x)
 
     def bprop(self, y, x, out, dout):
-        return dout, ops.zeros_like(x)
+        return dout, ops.depend(ops.depend(ops.zeros_like(x), out), dout)
 
 
 class AllReduceSum(_Collective):
@@ -219,11 +219,13 @@ class GatherShared(_Collective):
         elif own:
             gathered = self.all_reduce(_placed(ops.stop_gradient(x_NW), start, total))
         else:
-            gathered = self.all_reduce(ops.zeros((total, width), x_NW.dtype))
+            nothing = ops.zeros((total, width), x_NW.dtype)
+            gathered = self.all_reduce(self.anchor(nothing, ops.stop_gradient(x_NW)))
         gathered = ops.stop_gradient(gathered)
         if own == 0:
             return self.anchor(gathered, x_NW)
-        parts = [x_NW]
+        # A rank that owns everything would otherwise leave out the collective in which the others wait for it.
+        parts = [ops.depend(x_NW, gathered)]
         if start:
             parts = [gathered[:start], x_NW]
         if start + own < total:

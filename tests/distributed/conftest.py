@@ -29,8 +29,13 @@ def job(tmp_path_factory, model_folder):
             (folder / "generate.yaml").write_text((model_folder / "generate.yaml").read_text())
             status, output = run_workers(world, folder, "-m", "tests.distributed.worker", str(folder), wanted)
             if status:
-                pytest.fail(f"{world} workers ended with status {status}:\n{output[-8000:]}")
-            done[world, wanted] = [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(world)]
+                done[world, wanted] = f"{world} workers ended with status {status}:\n{output[-8000:]}"
+            else:
+                ranks = range(world)
+                done[world, wanted] = [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in ranks]
+                print(f"{world} workers, seconds: {done[world, wanted][0]['seconds']}")
+        if isinstance(done[world, wanted], str):
+            pytest.fail(done[world, wanted])
         return done[world, wanted]
 
     return results

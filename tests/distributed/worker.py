@@ -189,7 +189,7 @@ def compare_latents(folder, degrees, split, known=[]):  # noqa: B006
 
 
 def main(folder, wanted="quick"):
-    """Joins the processes, runs the "quick" or the "slow" cases and writes the results."""
+    """Joins the processes, runs the "quick" or "slow" cases, or those named like `wanted`, and writes the results."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     # Errors come up where they are made, and on busy cores a step costs a quarter of the time.
     ms.runtime.launch_blocking()
@@ -198,12 +198,13 @@ def main(folder, wanted="quick"):
     mesh = start_processes(ParallelSection(), CONFIG)
     world = world_size()
     results = {"seconds": {}}
-    jobs = {case.name: partial(run, case) for case in (cases if wanted == "quick" else slow_cases)(world)}
-    if wanted == "quick":
-        jobs |= {f"exchanges-{degrees}-grid{grid[1]}": partial(compare_exchanges, degrees, grid)
-                 for degrees in DEGREES[world] for grid in GRIDS[1:]}
-        jobs |= {f"latents-{degrees}-{split}": partial(compare_latents, folder, degrees, split)
-                 for degrees, split in GENERATION[world]}
+    quick = {case.name: partial(run, case) for case in cases(world)}
+    quick |= {f"exchanges-{degrees}-grid{grid[1]}": partial(compare_exchanges, degrees, grid)
+              for degrees in DEGREES[world] for grid in GRIDS[1:]}
+    quick |= {f"latents-{degrees}-{split}": partial(compare_latents, folder, degrees, split)
+              for degrees, split in GENERATION[world]}
+    slow = {case.name: partial(run, case) for case in slow_cases(world)}
+    jobs = {"quick": quick, "slow": slow}.get(wanted) or {n: job for n, job in quick.items() if wanted in n}
     for name, job in jobs.items():
         start_time = time.perf_counter()
         results[name] = job()
