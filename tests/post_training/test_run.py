@@ -44,6 +44,7 @@ def undisturbed(model, tmp_path_factory):
     return folder / "out", digest
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(undisturbed):
     folder, _ = undisturbed
     records = figures(folder)
@@ -66,6 +67,7 @@ def test_what_a_run_leaves(undisturbed):
     assert any(b.any() for _, b in arrays.values())
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed_bit_by_bit(undisturbed, model, tmp_path):
     folder, digest = undisturbed
     values = runs.settings(model, tmp_path / "out", runner_config={"iterations": 3})
