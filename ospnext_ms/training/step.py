@@ -119,4 +119,7 @@ class TrainStep:
     def update(self, gradients, factor, step):
         """Changes weights, moments and averages: the gradient multiplied by `factor`; `step` counted from 0."""
         scale = Tensor(factor * gradients.scale, ms.float32)
-        self._update(gradients.values, scale, Tensor(self.ema.share(step), ms.float32))
+        done = self._update(gradients.values, scale, Tensor(self.ema.share(step), ms.float32))
+        # The device works behind the host's back: without waiting, its time would be counted as that of what comes
+        # next, the copying of a checkpoint for example.
+        done.asnumpy()
