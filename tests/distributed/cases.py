@@ -1,11 +1,9 @@
-"""What the workers compare with one process; a table, so that pytest knows the cases without starting anything."""
+"""What the workers compare with one process: tables, so that pytest knows the cases without starting anything."""
 
 from dataclasses import dataclass
 
 # Per world size: S x U.
 DEGREES = {2: ("2x1", "1x2"), 4: ("4x1", "2x2")}
-# How a video is generated: degrees, and whether the branches of guidance are split.
-GENERATION = {2: (("2x1", False), ("1x2", False), ("1x1", True)), 4: (("4x1", False), ("2x2", False), ("2x1", True))}
 # (2, 8, 8) divides; (3, 7, 10) does not, so shards are uneven; (2, 2, 2) has empty shards.
 GRIDS = ((2, 8, 8), (3, 7, 10), (2, 2, 2))
 MODEL = dict(dim=32, ffn_dim=60, num_heads=4, num_layers=8, freq_dim=16, text_dim=8, text_len=6, num_full_blocks=4)
@@ -31,13 +29,23 @@ class Case:
         return "-".join(words + ["jit"] * self.compiled + ["recompute"] * self.recompute)
 
 
-def cases(world):
-    """The cases of a world size."""
-    found = [Case(degrees, grid, batch=2 if grid == (3, 7, 10) else 1) for degrees in DEGREES[world] for grid in GRIDS]
-    found += [Case(degrees, (3, 7, 10), shard=world) for degrees in DEGREES[world]]
-    return found + [Case(DEGREES[world][0], (3, 7, 10), shard=2, recompute=True)]
+UNEVEN, EMPTY = GRIDS[1:]
+# What is generated, and with what: degrees, and whether the branches of guidance are split.
+GENERATION = {(2, "quick"): (("2x1", False), ("1x1", True)), (4, "quick"): (("2x2", False),),
+              (2, "slow"): (("1x2", False),), (4, "slow"): (("4x1", False), ("2x1", True))}
+# Compiled exchanges of a full block, a switch and a sparse block: degrees and grid.
+EXCHANGES = {(2, "quick"): (("2x1", EMPTY), ("1x2", UNEVEN)), (4, "quick"): (("4x1", EMPTY), ("2x2", UNEVEN)),
+             (2, "slow"): (("2x1", UNEVEN), ("1x2", EMPTY)), (4, "slow"): (("4x1", UNEVEN), ("2x2", EMPTY))}
 
 
-def slow_cases(world):
-    """Cases that take minutes to compile."""
-    return [Case(DEGREES[world][1], (3, 7, 10), shard=2, recompute=True, compiled=True)]
+def cases(world, speed):
+    """The cases of a world size: "quick" ones, and "slow" ones for which there is no time in the default tests."""
+    first, second = DEGREES[world]
+    if speed == "quick":
+        found = [Case(degrees, grid, batch=2 if grid == UNEVEN else 1) for degrees in DEGREES[world] for grid in GRIDS]
+        return found + [Case(second, UNEVEN, shard=world) if world == 4
+                        else Case(first, UNEVEN, shard=2, recompute=True)]
+    found = [Case(degrees, UNEVEN, shard=shard) for degrees in DEGREES[world] for shard in sorted({2, world})]
+    found = [case for case in found if case not in cases(world, "quick")]
+    found += [Case(second, UNEVEN, shard=2, recompute=True)]
+    return found + [Case(second, UNEVEN, shard=2, recompute=True, compiled=True)]

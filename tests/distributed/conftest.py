@@ -1,6 +1,7 @@
 """Jobs of real workers, each run once for all tests that read its results."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -8,6 +9,7 @@ import yaml
 from tests.distributed.cases import MODEL
 from tests.distributed.launch import run_workers
 from tests.distributed.model_files import write_model
+from tests.distributed.worker import write_expected
 
 
 @pytest.fixture(scope="session")
@@ -19,23 +21,34 @@ def model_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def job(tmp_path_factory, model_folder):
+def expected_folder(tmp_path_factory, model_folder):
+    """Folder with what one process computes."""
+    folder = tmp_path_factory.mktemp("expected")
+    (folder / "generate.yaml").write_text((model_folder / "generate.yaml").read_text())
+    write_expected(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def job(tmp_path_factory, expected_folder):
     """Function (world size, "quick" or "slow") -> list of every rank's results."""
     done = {}
 
-    def results(world, wanted="quick"):
-        if (world, wanted) not in done:
-            folder = tmp_path_factory.mktemp(f"world{world}{wanted}")
-            (folder / "generate.yaml").write_text((model_folder / "generate.yaml").read_text())
-            status, output = run_workers(world, folder, "-m", "tests.distributed.worker", str(folder), wanted)
-            if status:
-                done[world, wanted] = f"{world} workers ended with status {status}:\n{output[-8000:]}"
-            else:
-                ranks = range(world)
-                done[world, wanted] = [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in ranks]
-                print(f"{world} workers, seconds: {done[world, wanted][0]['seconds']}")
-        if isinstance(done[world, wanted], str):
-            pytest.fail(done[world, wanted])
-        return done[world, wanted]
+    def run(world, speed):
+        folder = tmp_path_factory.mktemp(f"world{world}{speed}") / "results"
+        shutil.copytree(expected_folder, folder)
+        status, output = run_workers(world, folder, "-m", "tests.distributed.worker", str(folder), speed)
+        if status:
+            return f"{world} workers ended with status {status}:\n{output[-8000:]}"
+        results = [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(world)]
+        print(f"{world} workers, seconds: {results[0]['seconds']}")
+        return results
+
+    def results(world, speed="quick"):
+        if (world, speed) not in done:
+            done[world, speed] = run(world, speed)
+        if isinstance(done[world, speed], str):
+            pytest.fail(done[world, speed])
+        return done[world, speed]
 
     return results

@@ -22,6 +22,7 @@ def command(model_folder, *changes):
     return ["-m", "ospnext_ms", "generate", "--config", str(model_folder / "generate.yaml"), *options]
 
 
+@pytest.mark.slow
 def test_two_videos_on_two_processes_each(model_folder, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a 3 moving left\na 5\n")

@@ -1,7 +1,7 @@
-"""One of several processes that run all cases of their world size: python -m tests.distributed.worker FOLDER.
+"""One of several processes that run the cases of their world size: python -m tests.distributed.worker FOLDER SPEED.
 
-Every process also computes each case alone, with the same weights, and writes how far the two are apart to
-FOLDER/rank_N.json.
+FOLDER holds what one process computes, with the same weights (see `write_expected`); how far the two are apart is
+written to FOLDER/rank_N.json.
 """
 
 import faulthandler
@@ -29,7 +29,7 @@ from ospnext_ms.pipelines.runtime import start
 from ospnext_ms.pipelines.team import make_team
 from ospnext_ms.pipelines.text_to_video import TextToVideo
 from tests.compare import relative_error
-from tests.distributed.cases import DEGREES, GENERATION, GRIDS, MODEL, cases, slow_cases
+from tests.distributed.cases import EXCHANGES, GENERATION, GRIDS, MODEL, UNEVEN, cases
 from tests.distributed.launch import TIMEOUT_SECONDS
 
 CONFIG = DiTConfig(**MODEL)
@@ -80,18 +80,26 @@ def names_of(net):
     return [parameter.name for parameter in net.trainable_params()]
 
 
-def alone(grid, batch, known={}):  # noqa: B006
-    """Output and {name: gradient} of one process, kept for the next case that asks."""
-    if (grid, batch) not in known:
+def write_expected(folder):
+    """Writes what one process computes: output and gradients for every grid, and the latents of generate.yaml."""
+    for grid, batch in [(grid, 1) for grid in GRIDS] + [(UNEVEN, 2)]:
         net = OSPNextDiT(CONFIG)
         random_weights(net)
         names = names_of(net)
         out, gradients = forward_and_gradients(net, inputs(grid, batch), False)
-        known[grid, batch] = out.asnumpy().copy(), {n: g.asnumpy() for n, g in zip(names, gradients, strict=True)}
-    return known[grid, batch]
+        expected = {name: gradient.asnumpy() for name, gradient in zip(names, gradients, strict=True)}
+        np.savez(expected_file(folder, grid, batch), out=out.asnumpy(), **expected)
+    config = load_config(GenerateConfig, Path(folder) / "generate.yaml")
+    alone = TextToVideo(config, start(config.context), [config.prompts.prompt])
+    np.save(Path(folder) / "latents.npy", alone.denoise(alone.embed())[0][0])
 
 
-def run(case):
+def expected_file(folder, grid, batch):
+    """Where write_expected puts the numbers of a grid."""
+    return Path(folder) / f"expected_{'x'.join(map(str, grid))}_{batch}.npz"
+
+
+def run(folder, case):
     """Runs a case on all processes together; what it found, as JSON values."""
     skiparse, ulysses = map(int, case.degrees.split("x"))
     mesh = make_mesh(ParallelSection(skiparse_parallel=skiparse, ulysses_parallel=ulysses, parameter_shard=case.shard))
@@ -108,7 +116,9 @@ def run(case):
     out = out.asnumpy().copy()
     traffic = {"bytes": dict(mesh.traffic.bytes), "calls": dict(mesh.traffic.calls)}
     gradients = GradientReducer(parameters, mesh, sharded)(gradients)
-    expected_out, expected = alone(case.grid, case.batch)
+    with np.load(expected_file(folder, case.grid, case.batch)) as archive:
+        expected = dict(archive)
+    expected_out = expected.pop("out")
     return {
         "forward": float(np.linalg.norm(out - expected_out) / np.linalg.norm(expected_out)),
         "gradients": gradient_errors(sharded, names, gradients, expected),
@@ -175,21 +185,18 @@ def compare_exchanges(degrees, grid):
             "gradient": relative_error(gradient.asnumpy(), expected.asnumpy())}
 
 
-def compare_latents(folder, degrees, split, known=[]):  # noqa: B006
+def compare_latents(folder, degrees, split):
     """Final latents of a pipeline whose video several processes share, against one process; the relative error."""
     config = load_config(GenerateConfig, Path(folder) / "generate.yaml")
     skiparse, ulysses = map(int, degrees.split("x"))
     section = GenerateParallelSection(skiparse_parallel=skiparse, ulysses_parallel=ulysses, split_guidance=split)
     runtime = start(config.context)
-    if not known:
-        alone = TextToVideo(config, runtime, [config.prompts.prompt])
-        known.extend(alone.denoise(alone.embed())[0])
     pipeline = TextToVideo(config, runtime, [config.prompts.prompt], None, make_team(section, make_mesh(section)))
-    return relative_error(pipeline.denoise(pipeline.embed())[0][0], known[0])
+    return relative_error(pipeline.denoise(pipeline.embed())[0][0], np.load(Path(folder) / "latents.npy"))
 
 
-def main(folder, wanted="quick"):
-    """Joins the processes, runs the "quick" or "slow" cases, or those named like `wanted`, and writes the results."""
+def main(folder, speed):
+    """Joins the processes, runs the "quick" or the "slow" cases and writes the results."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     # Errors come up where they are made, and on busy cores a step costs a quarter of the time.
     ms.runtime.launch_blocking()
@@ -198,13 +205,11 @@ def main(folder, wanted="quick"):
     mesh = start_processes(ParallelSection(), CONFIG)
     world = world_size()
     results = {"seconds": {}}
-    quick = {case.name: partial(run, case) for case in cases(world)}
-    quick |= {f"exchanges-{degrees}-grid{grid[1]}": partial(compare_exchanges, degrees, grid)
-              for degrees in DEGREES[world] for grid in GRIDS[1:]}
-    quick |= {f"latents-{degrees}-{split}": partial(compare_latents, folder, degrees, split)
-              for degrees, split in GENERATION[world]}
-    slow = {case.name: partial(run, case) for case in slow_cases(world)}
-    jobs = {"quick": quick, "slow": slow}.get(wanted) or {n: job for n, job in quick.items() if wanted in n}
+    jobs = {case.name: partial(run, folder, case) for case in cases(world, speed)}
+    jobs |= {f"exchanges-{degrees}-grid{grid[1]}": partial(compare_exchanges, degrees, grid)
+             for degrees, grid in EXCHANGES[world, speed]}
+    jobs |= {f"latents-{degrees}-{split}": partial(compare_latents, folder, degrees, split)
+             for degrees, split in GENERATION[world, speed]}
     for name, job in jobs.items():
         start_time = time.perf_counter()
         results[name] = job()
