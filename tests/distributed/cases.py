@@ -31,11 +31,12 @@ class Case:
 
 UNEVEN, EMPTY = GRIDS[1:]
 # What is generated, and with what: degrees, and whether the branches of guidance are split.
-GENERATION = {(2, "quick"): (("2x1", False), ("1x1", True)), (4, "quick"): (("2x2", False),),
-              (2, "slow"): (("1x2", False),), (4, "slow"): (("4x1", False), ("2x1", True))}
+GENERATION = {(2, "quick"): (("2x1", False), ("1x1", True)), (4, "quick"): (),
+              (2, "slow"): (("1x2", False),), (4, "slow"): (("2x2", False), ("4x1", False), ("2x1", True))}
 # Compiled exchanges of a full block, a switch and a sparse block: degrees and grid.
-EXCHANGES = {(2, "quick"): (("2x1", EMPTY), ("1x2", UNEVEN)), (4, "quick"): (("4x1", EMPTY), ("2x2", UNEVEN)),
-             (2, "slow"): (("2x1", UNEVEN), ("1x2", EMPTY)), (4, "slow"): (("4x1", UNEVEN), ("2x2", EMPTY))}
+EXCHANGES = {(2, "quick"): (("2x1", EMPTY), ("1x2", UNEVEN)), (4, "quick"): (("4x1", EMPTY),),
+             (2, "slow"): (("2x1", UNEVEN), ("1x2", EMPTY)),
+             (4, "slow"): (("2x2", UNEVEN), ("4x1", UNEVEN), ("2x2", EMPTY))}
 
 
 def cases(world, speed):
@@ -43,9 +44,7 @@ def cases(world, speed):
     first, second = DEGREES[world]
     if speed == "quick":
         found = [Case(degrees, grid, batch=2 if grid == UNEVEN else 1) for degrees in DEGREES[world] for grid in GRIDS]
-        return found + [Case(second, UNEVEN, shard=world) if world == 4
-                        else Case(first, UNEVEN, shard=2, recompute=True)]
+        return found + ([Case(first, UNEVEN, shard=2, recompute=True)] if world == 2 else [])
     found = [Case(degrees, UNEVEN, shard=shard) for degrees in DEGREES[world] for shard in sorted({2, world})]
-    found = [case for case in found if case not in cases(world, "quick")]
     found += [Case(second, UNEVEN, shard=2, recompute=True)]
     return found + [Case(second, UNEVEN, shard=2, recompute=True, compiled=True)]
