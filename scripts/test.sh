@@ -6,4 +6,6 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh
 prepare_environment requirements-test.txt
 "$PYTHON" -m ruff check .
+# All tests run in two processes; a choice of them in one, whose output can be watched.
+[ $# -gt 0 ] || set -- --numprocesses 2 --dist loadgroup
 exec "$PYTHON" -m pytest "$@"

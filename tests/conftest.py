@@ -14,6 +14,13 @@ def pytest_configure():
         mindspore.runtime.launch_blocking()
 
 
+def pytest_collection_modifyitems(items):
+    """With several test processes a file's tests stay in one, and so do all that start jobs of real workers."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group("distributed" if folder == "distributed" else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Folder with inputs, weights and outputs of the original networks."""
