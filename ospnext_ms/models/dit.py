@@ -125,7 +125,12 @@ class OSPNextDiT(nn.Cell):
                 linear = linear or hif8_linear_factory(recipe, dtype, param_dtype)
             if config.quant_attention:
                 inputs = AttentionInputs(recipe, dtype)
-                sequence, cross_attention = HiF8Sequence(sequence, inputs), HiF8Attention(attention, inputs)
+                cross_attention = HiF8Attention(attention, inputs)
+                if video_group is not None and video_group.size > recipe.group.size:
+                    # Every rank has scales of its own, which mean nothing to others: quantised where it is attended to.
+                    attention = cross_attention
+                else:
+                    sequence = HiF8Sequence(sequence, inputs)
         linear = linear or plain
         dim = config.dim
         self.config = config

@@ -10,6 +10,7 @@ from mindspore import Tensor, nn
 
 from ospnext_ms.kernels import hif8 as kernels
 from ospnext_ms.kernels.attention import Attention
+from ospnext_ms.kernels.collectives import ProcessGroup
 from ospnext_ms.models.config import DiTConfig, QuantConfig
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.models.sequence import PackedSequence
@@ -168,6 +169,26 @@ def test_transformer_agrees_with_the_reference():
     actual = quantised(*map(Tensor, (x, t, text))).asnumpy()
     assert relative_error(actual, unquantised) > 0.005
     assert relative_error(actual, expected) < 0.1 * relative_error(actual, unquantised)
+
+
+class WatchedSequence(PackedSequence):
+    """Keeps the values it would have to send to other ranks."""
+
+    def attend_full(self, attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern):
+        self.sent = v_BNHD.asnumpy()
+        return super().attend_full(attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_scales_of_one_rank_are_not_applied_to_what_others_send(ranks):
+    sequence = WatchedSequence(2)
+    group = ProcessGroup(tuple(range(ranks)))
+    net = OSPNextDiT(replace(SMALL, quant_attention="hif8"), sequence=sequence, video_group=group)
+    net(*map(Tensor, random_inputs(SMALL, (2, 4, 4), batch=1, text_len=8)))
+    # HiF8 numbers of this size have at most 4 significant bits.
+    mantissa, _ = np.frexp(sequence.sent)
+    is_quantised = np.all(mantissa * 16 == np.rint(mantissa * 16))
+    assert is_quantised == (ranks == 1)
 
 
 def test_layers_of_the_recipe_are_quantised_and_no_others():
