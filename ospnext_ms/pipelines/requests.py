@@ -63,7 +63,16 @@ def _read_prompts(section):
         if not clean_prompt(section.prompt):
             raise ValueError(f"the prompt {section.prompt!r} is empty")
         return [section.prompt.strip()]
-    path = Path(section.prompt_file)
+    return read_prompts(section.prompt_file)
+
+
+def read_prompts(path):
+    """The prompts of a UTF-8 file, one per line, empty lines left out.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: it is not UTF-8 or holds no prompt.
+    """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no prompt file {path} (current folder {Path.cwd()})")
     try:

@@ -1,9 +1,8 @@
 """`python -m ospnext_ms post-train`: adapters trained on rewards; the same command resumes it."""
 
 from ospnext_ms.parallel.mesh import check_parallel, world_size
-from ospnext_ms.pipelines.requests import check_files
+from ospnext_ms.pipelines.requests import check_files, read_prompts
 from ospnext_ms.post_training.config import PostTrainConfig
-from ospnext_ms.post_training.prompts import read_prompts
 from ospnext_ms.yaml_reader import load_config
 
 

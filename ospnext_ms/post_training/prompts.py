@@ -1,31 +1,8 @@
-"""Prompts of a run: files, their order, and who works on which video. NumPy only."""
-
-from pathlib import Path
+"""Prompts of a run: their order, and who works on which video. NumPy only."""
 
 import numpy as np
 
-from ospnext_ms.data.text import clean_prompt
-
 _ORDER_STREAM = 0x02DE
-
-
-def read_prompts(path):
-    """The prompts of a UTF-8 file, one per line, empty lines left out.
-
-    Raises:
-        FileNotFoundError: there is no such file. ValueError: it is not UTF-8 or holds no prompt.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no prompt file {path} (current folder {Path.cwd()})")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-    prompts = [line.strip() for line in lines if clean_prompt(line)]
-    if not prompts:
-        raise ValueError(f"{path} holds no prompt; expected one per line")
-    return prompts
 
 
 def prompts_of_iteration(iteration, count, total, seed):

@@ -16,12 +16,13 @@ from mindspore import Tensor
 from ospnext_ms.files import atomic_path
 from ospnext_ms.kernels.collectives import AllGather
 from ospnext_ms.peft_format import write_adapter
+from ospnext_ms.pipelines.requests import read_prompts
 from ospnext_ms.post_training.advantages import group_advantages
 from ospnext_ms.post_training.decoding import FrameDecoder
 from ospnext_ms.post_training.evaluation import Evaluation
 from ospnext_ms.post_training.figures import PolicyMonitor, update_figures
 from ospnext_ms.post_training.policy_network import Policy
-from ospnext_ms.post_training.prompts import check_shares, prompts_of_iteration, read_prompts, share
+from ospnext_ms.post_training.prompts import check_shares, prompts_of_iteration, share
 from ospnext_ms.post_training.rewards.combined import CombinedReward, Scores
 from ospnext_ms.post_training.rollout import Rollout, batches, group_noise, step_noise
 from ospnext_ms.post_training.schedule import rollout_schedule

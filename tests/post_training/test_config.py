@@ -6,8 +6,8 @@ import pytest
 
 from ospnext_ms.config import ConfigError, load_config
 from ospnext_ms.parallel.mesh import check_parallel
+from ospnext_ms.pipelines.requests import read_prompts
 from ospnext_ms.post_training.config import PostTrainConfig
-from ospnext_ms.post_training.prompts import read_prompts
 
 FOLDER = Path(__file__).parents[2] / "yaml_configs" / "post_train"
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
