@@ -1,6 +1,6 @@
 """Does the tiny family show what it is asked for? (from the repository's root)
 
-    python -m tools.evaluate_tiny --backend torch --model both --samples 2000 --device cuda --output output/evaluation
+    python -m tools.evaluate_tiny --backend torch --model both --samples 1000 --device cuda --output output/evaluation
     python -m tools.evaluate_tiny --backend mindspore --model sparse --samples 120 --compare --output output/evaluation
 
 Prompts ask for every digit in every direction; a judge that knows no prompt (tools/tiny_family/judge.py) says what the
