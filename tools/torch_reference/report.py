@@ -75,6 +75,14 @@ def _cell(value, form):
     return "-" if value is None else format(value, form)
 
 
+def _bar_label(row, gpus):
+    """Mode and, in a run on several GPUs, how many and which layout; the faster exchange of Ulysses gets the bar."""
+    mode = row["mode"].replace("-", "\n", 1)
+    if gpus == 1:
+        return mode
+    return f"{mode}\n1 GPU" if row["gpus"] == 1 else f"{mode}\n{row['gpus']} GPUs\n{layout_of(row).split()[0]}"
+
+
 def plot(folder, target):
     """Draws every forward JSON of `folder` as bars of seconds, with the speed-up over full written on top.
 
@@ -93,7 +101,7 @@ def plot(folder, target):
         result = json.loads(path.read_text())
         rows = {}
         for row in summarise(result):
-            label = row["mode"] if result["gpus"] == 1 else f"{row['mode']}\n{layout_of(row)}"
+            label = _bar_label(row, result["gpus"])
             if label not in rows or row["median"] < rows[label]["median"]:
                 rows[label] = row
         heights = [row["median"] for row in rows.values()]
@@ -106,7 +114,7 @@ def plot(folder, target):
                 axis.annotate(f"{row['speed_up']:.2f}x", (position, row["median"]), ha="center", va="bottom")
         figures = [row["paper"] for row in rows.values() if row.get("paper") and row["gpus"] == result["gpus"]]
         paper = f", paper {figures[0]:.2f}x" if figures else ""
-        axis.set_title(f"{result['setting']}, {result['gpus']} GPU(s){paper}")
+        axis.set_title(f"{result['setting']}{paper}")
         axis.set_ylabel("seconds a forward (median)")
         axis.set_ylim(0, 1.15 * max(heights, default=1))
     figure.tight_layout()
