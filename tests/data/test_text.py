@@ -157,4 +157,5 @@ def test_no_network(folder, monkeypatch):
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("socket.getaddrinfo", refuse)
-    Tokenizer(folder, 8)(["a cat"])
+    ids, mask = Tokenizer(folder, 8)(["a cat"])
+    assert ids.shape == mask.shape == (1, 8)

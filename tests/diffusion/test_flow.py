@@ -20,7 +20,7 @@ RNG = np.random.default_rng(0)
 
 def test_schedules_need_no_mindspore():
     code = "import sys, ospnext_ms.diffusion.flow; sys.exit('mindspore' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_inference_sigmas_as_osp_next_serves():

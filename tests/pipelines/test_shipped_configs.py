@@ -47,4 +47,5 @@ def test_the_tiny_model_fits_its_weights(overrides, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = shipped("tiny", *overrides)
     check_files(config)
-    TextToVideo(config, start(config.context), ["a 3 moving left", "a"])
+    pipeline = TextToVideo(config, start(config.context), ["a 3 moving left", "a"])
+    assert len(pipeline.prompts) == 2
