@@ -12,6 +12,7 @@ from ospnext_ms.kernels.activations import GELU
 from ospnext_ms.kernels.attention import Attention, default_attention
 from ospnext_ms.kernels.device import on_ascend
 from ospnext_ms.kernels.norms import layer_norm, rms_norm
+from ospnext_ms.kernels.rotary import RotatePairs
 from ospnext_ms.quant.format import nearest_values, round_nearest
 
 # Largest relative Frobenius error: a few roundings of the dtype.
@@ -65,6 +66,15 @@ def check_rms_norm():
     return _report(rms_norm(x, weight, 1e-6), expected, ms.float32)
 
 
+def check_rotary():
+    """Rotation of the pairs of 4 heads of 16, 7 positions."""
+    (x, angles), (x64, angles64) = _inputs((2, 7, 4, 16), (7, 8), dtype=ms.float32)
+    cos, sin = np.cos(angles64)[None, :, None], np.sin(angles64)[None, :, None]
+    even, odd = x64[..., 0::2], x64[..., 1::2]
+    expected = np.stack((even * cos - odd * sin, even * sin + odd * cos), -1).reshape(x64.shape)
+    return _report(RotatePairs()(x, angles.cos(), angles.sin()), expected, ms.float32)
+
+
 def check_gelu():
     """GELU, tanh form, of values up to +-12."""
     (x,), (x64,) = _inputs((64, 96), dtype=ms.float32)
@@ -99,6 +109,7 @@ CONTRACTS = (
     ("attention", check_attention),
     ("layer_norm", check_layer_norm),
     ("rms_norm", check_rms_norm),
+    ("rotary", check_rotary),
     ("gelu", check_gelu),
     ("hif8_rounding", check_hif8_rounding),
     ("hif8_product", check_hif8_product),

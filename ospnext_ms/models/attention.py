@@ -2,8 +2,8 @@
 
 from mindspore import nn
 
+from ospnext_ms.kernels.rotary import RotatePairs
 from ospnext_ms.models.layers import RMSNorm
-from ospnext_ms.models.rope import apply_rope
 
 
 class SelfAttention(nn.Cell):
@@ -27,11 +27,12 @@ class SelfAttention(nn.Cell):
         self.dtype = dtype
         self.q, self.k, self.v, self.o = (linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
+        self.rotate = RotatePairs()
 
     def construct(self, x_BNC, cos_ND, sin_ND, grid, pattern):
         shape = (*x_BNC.shape[:2], self.num_heads, x_BNC.shape[2] // self.num_heads)
-        q_BNHD = apply_rope(self.norm_q(self.q(x_BNC)).reshape(shape), cos_ND, sin_ND).astype(self.dtype)
-        k_BNHD = apply_rope(self.norm_k(self.k(x_BNC)).reshape(shape), cos_ND, sin_ND).astype(self.dtype)
+        q_BNHD = self.rotate(self.norm_q(self.q(x_BNC)).reshape(shape), cos_ND, sin_ND).astype(self.dtype)
+        k_BNHD = self.rotate(self.norm_k(self.k(x_BNC)).reshape(shape), cos_ND, sin_ND).astype(self.dtype)
         v_BNHD = self.v(x_BNC).reshape(shape).astype(self.dtype)
         if self.sparse:
             out_BNHD = self.sequence.attend_sparse(self.attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern)

@@ -12,9 +12,14 @@ from ospnext_ms.kernels import norms
 NORM_EPS = 1e-6
 
 
-def project(x, weight):
-    """x [..., in] and weight [out, in] of one dtype -> x weight^T [..., out]. Twice as fast as ops.dense on CPU."""
+def project(x, weight, bias=None):
+    """x [..., in], weight [out, in] and bias [out] of one dtype -> x weight^T + bias [..., out].
+
+    On CPU twice as fast as ops.dense; BiasAdd and its gradient are several times as fast there as a broadcast sum.
+    """
     y = ops.MatMul(transpose_b=True)(x.reshape(-1, x.shape[-1]), weight)
+    if bias is not None:
+        y = ops.BiasAdd()(y, bias)
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -44,9 +49,8 @@ class Linear(nn.Cell):
 
     def construct(self, x):
         weight = self.gather_weight(self.weight).astype(self.dtype)
-        y = project(x.astype(self.dtype), weight)
-        if self.has_bias:
-            y = y + self.bias.astype(self.dtype)
+        bias = self.bias.astype(self.dtype) if self.has_bias else None
+        y = project(x.astype(self.dtype), weight, bias)
         return y if self.adapter is None else y + self.adapter(x)
 
 
@@ -102,7 +106,7 @@ class PatchEmbedding(nn.Cell):
 
     def construct(self, patches_BNK):
         weight = self.weight.reshape(self.flat_shape).astype(self.dtype)
-        return project(patches_BNK.astype(self.dtype), weight) + self.bias.astype(self.dtype)
+        return project(patches_BNK.astype(self.dtype), weight, self.bias.astype(self.dtype))
 
 
 def timestep_frequencies(freq_dim):

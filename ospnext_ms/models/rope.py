@@ -1,8 +1,6 @@
 """Rotary position embedding on (t, h, w). B batch, N tokens, H heads, D head width."""
 
-import mindspore as ms
 import numpy as np
-from mindspore import ops
 
 THETA = 10000.0
 
@@ -30,16 +28,3 @@ def rope_table(grid, head_dim, order=None):
     if order is not None:
         angles = angles[order]
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-
-
-def apply_rope(x_BNHD, cos_ND, sin_ND):
-    """Rotate the interleaved pairs (2i, 2i+1) of every head, in fp32.
-
-    x [B, N, H, D]; cos and sin [N, D/2] fp32. Returns fp32 [B, N, H, D].
-    """
-    batch, num_tokens, num_heads, head_dim = x_BNHD.shape
-    pairs = x_BNHD.astype(ms.float32).reshape(batch, num_tokens, num_heads, head_dim // 2, 2)
-    even, odd = ops.split(pairs, 1, -1)
-    cos, sin = cos_ND.reshape(1, num_tokens, 1, -1, 1), sin_ND.reshape(1, num_tokens, 1, -1, 1)
-    rotated = ops.cat((even * cos - odd * sin, even * sin + odd * cos), -1)
-    return rotated.reshape(batch, num_tokens, num_heads, head_dim)

@@ -68,9 +68,9 @@ class HiF8Linear(Linear):
         weight = self.gather_weight(self.weight)
         x_MK = x.reshape(-1, x.shape[-1])
         y = self.product(x_MK, weight, self.input_scale(x_MK), self.weight_scale(weight))
-        y = y.reshape(*x.shape[:-1], weight.shape[0])
         if self.has_bias:
-            y = y + self.bias.astype(self.dtype)
+            y = ops.BiasAdd()(y, self.bias.astype(self.dtype))
+        y = y.reshape(*x.shape[:-1], weight.shape[0])
         return y if self.adapter is None else y + self.adapter(x)
 
 

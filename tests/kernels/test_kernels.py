@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from ospnext_ms.kernels import attention
+from ospnext_ms.kernels import activations, attention, rotary
 from ospnext_ms.kernels.attention import Attention
 from ospnext_ms.kernels.contracts import CONTRACTS
 from ospnext_ms.models.config import DiTConfig
@@ -24,6 +24,14 @@ def _qkv(num_queries, num_keys, seed=0):
 @pytest.mark.parametrize(("name", "check"), CONTRACTS)
 def test_contract_holds(name, check):
     assert "relative error" in check()
+
+
+def test_both_ways_to_rotate_pairs_agree_bit_by_bit(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, cos, sin = (Tensor(rng.normal(size=shape).astype(np.float32)) for shape in ((2, 6, 3, 10), (6, 5), (6, 5)))
+    by_product = rotary.RotatePairs()(x, cos, sin)
+    monkeypatch.setattr(rotary, "on_ascend", lambda: True)
+    np.testing.assert_array_equal(by_product.asnumpy(), rotary.RotatePairs()(x, cos, sin).asnumpy())
 
 
 @pytest.mark.parametrize("scores", [1, 5000, 2**24])
@@ -120,6 +128,8 @@ def _export(tmp_path, attention_cell, grid):
 @pytest.mark.parametrize("grid", [(2, 8, 8), (2, 7, 10)])
 def test_ascend_graph_of_a_block_infers(tmp_path, monkeypatch, grid):
     monkeypatch.chdir(tmp_path)
+    for kernel in (activations, rotary):
+        monkeypatch.setattr(kernel, "on_ascend", lambda: True)
     assert _export(tmp_path, Attention("flash"), grid).read_bytes().count(b"FlashAttentionScore") > 0
 
 
