@@ -20,8 +20,7 @@ BUCKET_BYTES = 2**26
 class GradientReducer:
     """The rank's gradients -> gradients of the mean loss over all videos, in few collectives.
 
-    Called outside compiled functions: a graph that loops over the thousand parameters of a large model exceeds
-    MindSpore's depth of calls, and there is nothing in it to gain.
+    Called outside compiled functions, where there is nothing to gain.
 
     Args:
         parameters: the trained parameters. mesh: parallel.mesh.Mesh. sharded: ShardedWeights of the network.

@@ -4,10 +4,28 @@ import contextlib
 
 from mindspore import Parameter, ParameterTuple, nn, ops
 
+from ospnext_ms.training.parts import in_parts
 from ospnext_ms.weights import assign_values
 
 
-class Ema(nn.Cell):
+class AveragePart(nn.Cell):
+    """Moves some averages, in place, by a share of their distance to the weights; returns the share."""
+
+    def __init__(self, parameters, averages):
+        super().__init__()
+        self.parameters = ParameterTuple(parameters)
+        self.averages = ParameterTuple(averages)
+        self.map = ops.HyperMap()
+
+    def construct(self, share):
+        return ops.depend(share, self.map(ops.partial(_approach, share), self.averages, self.parameters))
+
+
+def _approach(share, average, parameter):
+    return ops.assign_add(average, share * (parameter - average))
+
+
+class Ema:
     """Keeps average += (1 - decay) * (weight - average) for a list of parameters, in fp32 beside them.
 
     With `warm_up` the average is shorter at first: the decay of step n (from 0) is min(decay, (n + 1) / (n + 10)).
@@ -15,16 +33,16 @@ class Ema(nn.Cell):
     Args:
         parameters: what is averaged; their values at this moment start the average.
 
-    Inputs: share, a scalar fp32 tensor: 1 - decay, see `share`. It is a tensor so that it is not compiled in.
+    Attributes: parameters, averages; parts, a Cell for some of them each (see parts.py), whose input is 1 - decay as a
+    scalar fp32 tensor (see `share`), so that it is not compiled in.
     """
 
     def __init__(self, parameters, decay, warm_up=False):
-        super().__init__()
-        self.parameters = ParameterTuple(list(parameters))
-        self.averages = ParameterTuple([
-            Parameter(parameter.value().copy(), name=f"ema.{parameter.name}", requires_grad=False)
-            for parameter in self.parameters
-        ])
+        self.parameters = tuple(parameters)
+        self.averages = tuple(Parameter(parameter.value().copy(), name=f"ema.{parameter.name}", requires_grad=False)
+                              for parameter in self.parameters)
+        self.parts = [AveragePart(*part) for part in zip(in_parts(self.parameters), in_parts(self.averages),
+                                                         strict=True)]
         self.decay = decay
         self.warm_up = warm_up
 
@@ -32,10 +50,10 @@ class Ema(nn.Cell):
         """1 - decay of a step counted from 0."""
         return 1 - (min(self.decay, (step + 1) / (step + 10)) if self.warm_up else self.decay)
 
-    def construct(self, share):
-        for average, parameter in zip(self.averages, self.parameters):  # noqa: B905  (strict is no graph syntax)
-            ops.assign_add(average, share * (parameter - average))
-        return share
+    def __call__(self, share):
+        """Takes the weights into the average; `share` as for the parts."""
+        for part in self.parts:
+            part(share)
 
     @contextlib.contextmanager
     def in_place(self):

@@ -1,11 +1,14 @@
 """AdamW and learning-rate schedules of mindformers, set up for a list of parameters."""
 
+import itertools
 import math
 
 import mindspore as ms
-from mindspore import Tensor, ops
+import numpy as np
+from mindspore import ParameterTuple, Tensor, ops
 
 from ospnext_ms.training.mindformers import load_mindformers
+from ospnext_ms.training.parts import in_parts
 
 UNDECAYED = ("norm", "bias", "modulation")
 
@@ -16,19 +19,49 @@ def is_decayed(name):
 
 
 def make_optimizer(parameters, *, betas, eps, weight_decay):
-    """mindformers' AdamW (unfused: the fused one needs Ascend); its learning rate is set by `set_learning_rate`.
+    """AdamWInParts of the parameters; its learning rate is set by `set_learning_rate`.
 
     Use the optimiser's own `parameters` for the order of gradients: they are grouped by decay.
     """
     load_mindformers()
     from mindformers.core.optim.adamw import AdamW
 
-    decayed = [parameter for parameter in parameters if is_decayed(parameter.name)]
-    undecayed = [parameter for parameter in parameters if not is_decayed(parameter.name)]
-    groups = [{"params": group, "weight_decay": decay}
-              for group, decay in ((decayed, weight_decay), (undecayed, 0.0)) if group]
-    # 1e-3 stands in until the first step sets it.
-    return AdamW(groups, learning_rate=1e-3, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+    def make_part(members):
+        groups = [{"params": list(group), "weight_decay": weight_decay if decayed else 0.0}
+                  for decayed, group in itertools.groupby(members, lambda parameter: is_decayed(parameter.name))]
+        # 1e-3 stands in until the first step sets it.
+        return AdamW(groups, learning_rate=1e-3, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+
+    ordered = sorted(parameters, key=lambda parameter: not is_decayed(parameter.name))
+    return AdamWInParts([make_part(members) for members in in_parts(ordered)])
+
+
+class AdamWInParts:
+    """mindformers' AdamW (unfused: the fused one needs Ascend), one for some of the parameters each, see parts.py.
+
+    Attributes: parts; parameters, exp_avg and exp_avg_sq of all parts, in the order of gradients.
+    """
+
+    def __init__(self, parts):
+        self.parts = list(parts)
+        self.parameters, self.exp_avg, self.exp_avg_sq = (
+            ParameterTuple([parameter for part in self.parts for parameter in getattr(part, name)])
+            for name in ("parameters", "exp_avg", "exp_avg_sq"))
+
+    def __call__(self, gradients):
+        """Updates the parameters, in PyNative mode; the parts can be compiled."""
+        for part, values in zip(self.parts, in_parts(gradients), strict=True):
+            part(values)
+
+    @property
+    def steps(self):
+        """Number of updates made."""
+        return int(self.parts[0].global_step.asnumpy().reshape(-1)[0])
+
+    def restore_steps(self, steps):
+        """Goes on as if so many updates had been made; before anything has been compiled (see set_learning_rate)."""
+        for part in self.parts:
+            part.global_step.set_data(Tensor(np.full(part.global_step.shape, steps, np.int32)))
 
 
 def set_learning_rate(optimizer, value):
@@ -36,7 +69,9 @@ def set_learning_rate(optimizer, value):
 
     By ops.assign: graphs that have run go on with the old value after Parameter.set_data.
     """
-    ops.assign(optimizer.learning_rate, Tensor(value, ms.float32))
+    rate = Tensor(value, ms.float32)
+    for part in optimizer.parts:
+        ops.assign(part.learning_rate, rate)
 
 
 def make_schedule(section, total_steps):

@@ -33,8 +33,8 @@ class TrainState:
     """Weights, their average and the optimiser's moments under the network's own names, and the clipper.
 
     Args:
-        names: of `optimizer.parameters`, in their order. optimizer: mindformers' AdamW. ema: Ema over the same
-            parameters. clipper: AdaptiveClipper. sharded: ShardedWeights. mesh: parallel.mesh.Mesh.
+        names: of `optimizer.parameters`, in their order. optimizer: optimizer.AdamWInParts. ema: Ema over the
+            same parameters. clipper: AdaptiveClipper. sharded: ShardedWeights. mesh: parallel.mesh.Mesh.
     """
 
     def __init__(self, names, optimizer, ema, clipper, sharded, mesh):
@@ -72,14 +72,12 @@ class TrainState:
                 raise ValueError(f"{checkpoint.path} has no tensors called {group}; it has "
                                  f"{', '.join(sorted(checkpoint.groups))}")
             load_tensors(parameters, checkpoint.groups[group], self.sharded, f"{checkpoint.path}/{group}")
-        step = np.array([checkpoint.state["optimizer_step"]], np.int32)
-        self.optimizer.global_step.set_data(Tensor(step.reshape(self.optimizer.global_step.shape)))
+        self.optimizer.restore_steps(checkpoint.state["optimizer_step"])
         self.clipper.restore(checkpoint.state["clipper"])
 
     def json_state(self):
         """What is not a tensor, as JSON values."""
-        step = int(self.optimizer.global_step.asnumpy().reshape(-1)[0])
-        return {"optimizer_step": step, "clipper": self.clipper.state()}
+        return {"optimizer_step": self.optimizer.steps, "clipper": self.clipper.state()}
 
     def _copy(self, name, parameter):
         array = parameter.asnumpy()

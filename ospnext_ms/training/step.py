@@ -1,8 +1,10 @@
-"""One training step in three compiled parts: gradients, their sum over the processes, the update.
+"""One training step in three stages: gradients, their sum over the processes, the update.
 
-Between the parts stands the host, which looks at loss and norm before anything is changed.
+Between the stages stands the host, which looks at loss and norm before anything is changed. What is done to every
+parameter alike is compiled for some parameters at a time (see parts.py).
 """
 
+import itertools
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -11,41 +13,54 @@ from mindspore import Tensor, nn, ops
 
 from ospnext_ms.kernels.collectives import AllGather
 from ospnext_ms.parallel.gradients import GradientReducer
+from ospnext_ms.training.parts import in_parts
 
 
 class _Accumulate(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.map = ops.HyperMap()
+
     def construct(self, sums, gradients):
-        added = ()
-        for total, gradient in zip(sums, gradients):  # noqa: B905  (strict is no graph syntax)
-            added += (total + gradient,)
-        return added
+        return self.map(_add, sums, gradients)
 
 
 class _SquaredNorms(nn.Cell):
     """Sum of squares of each of a tuple of tensors: fp32 [number of tensors]."""
 
+    def __init__(self):
+        super().__init__()
+        self.map = ops.HyperMap()
+
     def construct(self, tensors):
-        sums = ()
-        for tensor in tensors:
-            # All axes at once: over one long axis the CPU's sum loses digits.
-            sums += (ops.square(tensor.astype(ms.float32)).sum(),)
-        return ops.stack(sums)
+        return ops.stack(self.map(_squared_norm, tensors))
 
 
 class _Update(nn.Cell):
     """Scales the gradients, lets the optimiser use them, then takes the new weights into the average."""
 
-    def __init__(self, optimizer, ema):
+    def __init__(self, optimizer, average):
         super().__init__()
         self.optimizer = optimizer
-        self.ema = ema
+        self.average = average
+        self.map = ops.HyperMap()
 
     def construct(self, gradients, scale, ema_share):
-        scaled = ()
-        for gradient in gradients:
-            scaled += (gradient * scale,)
-        done = self.optimizer(scaled)
-        return self.ema(ops.depend(ema_share, done))
+        done = self.optimizer(self.map(ops.partial(_multiply, scale), gradients))
+        return self.average(ops.depend(ema_share, done))
+
+
+def _add(a, b):
+    return a + b
+
+
+def _multiply(scale, gradient):
+    return gradient * scale
+
+
+def _squared_norm(tensor):
+    # All axes at once: over one long axis the CPU's sum loses digits.
+    return ops.square(tensor.astype(ms.float32)).sum()
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ class TrainStep:
     """Gradients of a loss and the update from them. Compiles once for each set of input shapes.
 
     Args:
-        loss: Cell from a step's inputs to a scalar. optimizer: see optimizer.make_optimizer. ema: Ema.
+        loss: Cell from a step's inputs to a scalar. optimizer: optimizer.AdamWInParts. ema: Ema of its parameters.
         runtime: pipelines.runtime.Runtime. mesh: parallel.mesh.Mesh. sharded: ShardedWeights of the network.
     """
 
@@ -80,9 +95,9 @@ class TrainStep:
         # Built outside the compiled function: inside, it would be built, and the whole compiled, anew at every step.
         value_and_grad = ms.value_and_grad(loss, None, optimizer.parameters)
         self._value_and_grad = ms.jit(value_and_grad) if runtime.compiled else value_and_grad
-        self._accumulate = runtime.compile(_Accumulate())
-        self._squared_norms = runtime.compile(_SquaredNorms())
-        self._update = runtime.compile(_Update(optimizer, ema))
+        self._accumulate_part = runtime.compile(_Accumulate())
+        self._squared_norms_of_part = runtime.compile(_SquaredNorms())
+        self._update_parts = [runtime.compile(_Update(*part)) for part in zip(optimizer.parts, ema.parts, strict=True)]
         self._gather = AllGather(mesh.world_group)
         self._reduce = None
         if mesh.size > 1:
@@ -97,16 +112,14 @@ class TrainStep:
         for batch in micro_batches:
             loss, values = self._value_and_grad(*map(Tensor, batch))
             losses.append(loss)
-            # Tensors in a plain tuple would be compiled in as constants: a new graph every step.
-            values = ms.mutable(values)
-            total = values if total is None else ms.mutable(self._accumulate(total, values))
+            total = values if total is None else self._accumulate(total, values)
         loss = np.mean([float(loss) for loss in losses])
-        squares = self._squared_norms(total).asnumpy().astype(np.float64)
+        squares = self._squared_norms(total).astype(np.float64)
         # A sharded weight's gradient is a sum over processes already, so it cannot tell where a NaN came from.
         is_finite = np.isfinite(loss) and np.isfinite(squares[self._is_whole]).all()
         if self._reduce is not None:
-            total = ms.mutable(self._reduce(total))
-            squares = self.sharded.total_squares(self.optimizer.parameters, self._squared_norms(total).asnumpy())
+            total = self._reduce(total)
+            squares = self.sharded.total_squares(self.optimizer.parameters, self._squared_norms(total))
         verdicts = self._gather(Tensor(np.array([[loss, not is_finite]], np.float32)), "verdicts").asnumpy()
         bad_ranks = np.flatnonzero(verdicts[:, 1])
         if not len(bad_ranks) and not np.isfinite(squares).all():
@@ -119,7 +132,24 @@ class TrainStep:
     def update(self, gradients, factor, step):
         """Changes weights, moments and averages: the gradient multiplied by `factor`; `step` counted from 0."""
         scale = Tensor(factor * gradients.scale, ms.float32)
-        done = self._update(gradients.values, scale, Tensor(self.ema.share(step), ms.float32))
+        share = Tensor(self.ema.share(step), ms.float32)
+        done = [update(values, scale, share)
+                for update, values in zip(self._update_parts, _mutable_parts(gradients.values), strict=True)]
         # The device works behind the host's back: without waiting, its time would be counted as that of what comes
         # next, the copying of a checkpoint for example.
-        done.asnumpy()
+        for part in done:
+            part.asnumpy()
+
+    def _accumulate(self, sums, gradients):
+        parts = zip(_mutable_parts(sums), _mutable_parts(gradients), strict=True)
+        return tuple(itertools.chain.from_iterable(self._accumulate_part(*part) for part in parts))
+
+    def _squared_norms(self, tensors):
+        """Sum of squares of each tensor: NumPy fp32 [number of tensors]."""
+        done = [self._squared_norms_of_part(part) for part in _mutable_parts(tensors)]
+        return np.concatenate([part.asnumpy() for part in done])
+
+
+def _mutable_parts(tensors):
+    # Tensors in a plain tuple would be compiled in as constants: a new graph every step.
+    return map(ms.mutable, in_parts(tensors))
