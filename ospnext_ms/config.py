@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
-from ospnext_ms.yaml_reader import ConfigError, load_config, nearest, read_section, require
+from ospnext_ms.yaml_reader import ConfigError, load_config, nearest, read_section, require, require_at_least
 
-__all__ = ["ConfigError", "ContextSection", "DiTSection", "GenerateConfig", "GenerateParallelSection", "ModelSection",
-           "ParallelSection", "PromptsSection", "SamplingSection", "TextEncoderSection", "VAESection", "VideoSection",
-           "check_video_size", "latent_shape_of", "load_config", "read_section"]
+__all__ = ["ConfigError", "ContextSection", "DiTSection", "GenerateConfig", "GenerateParallelSection",
+           "GuidedStepsSection", "ModelSection", "ParallelSection", "PromptsSection", "SamplingSection",
+           "TextEncoderSection", "VAESection", "VideoSection", "check_video_size", "latent_shape_of", "load_config",
+           "read_section"]
 
 SPATIAL_COMPRESSION = 8
 TEMPORAL_COMPRESSION = 4
@@ -42,9 +43,7 @@ class ParallelSection:
     parameter_shard: int = 1
 
     def __post_init__(self):
-        for name in ("data_parallel", "skiparse_parallel", "ulysses_parallel", "parameter_shard"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} is {value}; it must be at least 1")
+        require_at_least(self, 1, "data_parallel", "skiparse_parallel", "ulysses_parallel", "parameter_shard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,29 +109,37 @@ class ModelSection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingSection:
-    """How noise becomes a latent video.
+class GuidedStepsSection:
+    """Steps from noise to a latent. `guidance` 1 switches guidance off."""
 
-    `latents` names a .npy file of starting noise [16, T, H/8, W/8], or [n, 16, T, H/8, W/8] with one entry per video;
-    without it the noise is drawn from `seed`. `batch_size` videos are denoised together. `guidance` 1 switches
-    guidance off.
-    """
-
-    sampler: Literal["euler", "unipc"]
     steps: int
     shift: float
     guidance: float
     negative_prompt: str
+
+    def __post_init__(self):
+        require_at_least(self, 1, "steps")
+        require(0 < self.shift < math.inf, f"shift is {self.shift}; it must be a number above 0 (1 changes nothing)")
+        require(1 <= self.guidance < math.inf, f"guidance is {self.guidance}; it must be at least 1 (which is off)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSection(GuidedStepsSection):
+    """How noise becomes a latent video.
+
+    `latents` names a .npy file of starting noise [16, T, H/8, W/8], or [n, 16, T, H/8, W/8] with one entry per video;
+    without it the noise is drawn from `seed`. `batch_size` videos are denoised together.
+    """
+
+    sampler: Literal["euler", "unipc"]
     seed: int
     latents: str | None = None
     batch_size: int = 1
 
     def __post_init__(self):
-        require(self.steps >= 1, f"steps is {self.steps}; it must be at least 1")
-        require(0 < self.shift < math.inf, f"shift is {self.shift}; it must be a number above 0 (1 changes nothing)")
-        require(1 <= self.guidance < math.inf, f"guidance is {self.guidance}; it must be at least 1 (which is off)")
-        require(self.seed >= 0, f"seed is {self.seed}; it must be at least 0")
-        require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1")
+        super().__post_init__()
+        require_at_least(self, 0, "seed")
+        require_at_least(self, 1, "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +157,7 @@ class VideoSection:
         require(self.frames >= 1 and self.frames % step == 1,
                 f"frames is {self.frames}; it must be {step}k+1; "
                 f"nearest valid: {nearest(self.frames, step, offset=1, lowest=1)}")
-        require(self.fps >= 1, f"fps is {self.fps}; it must be at least 1")
+        require_at_least(self, 1, "fps")
         require(0 <= self.crf <= 51, f"crf is {self.crf}; it must be from 0 (lossless) to 51 (worst)")
 
 
@@ -165,7 +172,7 @@ class PromptsSection:
     def __post_init__(self):
         require((self.prompt is None) != (self.prompt_file is None),
                 "give a prompt or a prompt_file (--prompt TEXT or --prompt-file F), not both and not neither")
-        require(self.samples_per_prompt >= 1, f"samples_per_prompt is {self.samples_per_prompt}; it must be at least 1")
+        require_at_least(self, 1, "samples_per_prompt")
 
 
 def check_video_size(height, width, patch_size):

@@ -66,6 +66,13 @@ def load_config(cls, path, overrides=(), values=None):
     return read_section(cls, mapping)
 
 
+def add_config_options(parser, files, example):
+    """Adds --config and --set, for load_config, to a command's options. `files`: which ones; `example`: KEY=VALUE."""
+    parser.add_argument("--config", required=True, metavar="F", help=f"YAML file, see {files}")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                        help=f"override one value of the file, for example {example}; may be repeated")
+
+
 def parse_yaml(text):
     """Value of a YAML text; yaml.YAMLError where it is none or repeats a key."""
     return yaml.load(text, Loader=_Loader)
@@ -227,6 +234,20 @@ def require(condition, message):
     """Raises ValueError(message) unless the condition holds; for the checks of a section's __post_init__."""
     if not condition:
         raise ValueError(message)
+
+
+def require_at_least(section, lowest, *names):
+    """ValueError naming the first of a section's fields that is below `lowest`; None is none."""
+    for name in names:
+        value = getattr(section, name)
+        require(value is None or value >= lowest, f"{name} is {value}; it must be at least {lowest}")
+
+
+def require_above_0(section, *names):
+    """ValueError naming the first of a section's fields that is not above 0."""
+    for name in names:
+        value = getattr(section, name)
+        require(value > 0, f"{name} is {value}; it must be above 0")
 
 
 def nearest(value, step, offset=0, lowest=None):

@@ -11,7 +11,7 @@ from ospnext_ms.config import (
     TextEncoderSection,
     VAESection,
 )
-from ospnext_ms.yaml_reader import nearest, require
+from ospnext_ms.yaml_reader import nearest, require, require_above_0, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class EncodersSection:
     text_len: int
 
     def __post_init__(self):
-        require(self.text_len >= 1, f"text_len is {self.text_len}; it must be at least 1")
+        require_at_least(self, 1, "text_len")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +67,9 @@ class ClipsSection:
         require(self.buckets, "buckets is empty; give [height, width, frames] at least once")
         object.__setattr__(self, "buckets", tuple(map(check_bucket, self.buckets)))
         require(len(set(self.buckets)) == len(self.buckets), "a bucket is given twice")
-        require(self.fps > 0, f"fps is {self.fps}; it must be above 0")
-        require(self.clips_per_video >= 1, f"clips_per_video is {self.clips_per_video}; it must be at least 1")
-        require(self.seed >= 0, f"seed is {self.seed}; it must be at least 0")
+        require_above_0(self, "fps")
+        require_at_least(self, 1, "clips_per_video")
+        require_at_least(self, 0, "seed")
         require(0 <= self.max_cut < 1, f"max_cut is {self.max_cut}; it must be from 0 to below 1")
 
 
@@ -99,7 +99,7 @@ class CacheSection:
     entries_per_shard: int = 256
 
     def __post_init__(self):
-        require(self.entries_per_shard >= 1, f"entries_per_shard is {self.entries_per_shard}; it must be at least 1")
+        require_at_least(self, 1, "entries_per_shard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class PrepareDataConfig:
         has_vae, needs_vae = self.model.vae is not None, self.cache.contents == "latents"
         require(has_vae == needs_vae, f"cache.contents is {self.cache.contents}: model.vae "
                                       + ("is missing" if needs_vae else "is not used; set it to null"))
-        require(self.workers >= 0, f"workers is {self.workers}; it must be at least 0")
+        require_at_least(self, 0, "workers")
 
     @property
     def folder_of_videos(self):

@@ -16,6 +16,7 @@ from ospnext_ms.data.video import contact_sheet, evenly_spaced, thumbnail, write
 from ospnext_ms.files import atomic_path
 from ospnext_ms.parallel.degrees import check_generation, world_size
 from ospnext_ms.pipelines.requests import check_adapter, check_files, list_videos, load_latents
+from ospnext_ms.yaml_reader import add_config_options
 
 SHEET_COLUMNS = 8
 # More rows or cells than these nobody can look at; of longer runs the first ones are shown.
@@ -25,9 +26,7 @@ MAX_GRID_CELLS = 16
 
 def add_arguments(parser):
     """Options of `generate`."""
-    parser.add_argument("--config", required=True, metavar="F", help="YAML file, see yaml_configs/generate")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                        help="override one value of the file, for example sampling.steps=20; may be repeated")
+    add_config_options(parser, "yaml_configs/generate", "sampling.steps=20")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="what the video shows")
     prompt.add_argument("--prompt-file", metavar="F", help="file with one prompt per line")

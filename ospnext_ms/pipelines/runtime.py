@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import mindspore as ms
 from mindspore import nn
 
+from ospnext_ms.parallel.mesh import start_processes
+
 DTYPES = {"fp32": ms.float32, "bf16": ms.bfloat16}
 
 
@@ -43,6 +45,16 @@ def start(context):
     if name == "bf16" and device == "CPU":
         raise ValueError("context.dtype is bf16, but the CPU has no matrix products in bf16; valid: fp32")
     return Runtime(device, DTYPES[name], context.mode == "graph")
+
+
+def start_run(config):
+    """Selects the device of a training configuration and joins the processes of msrun: (Runtime, parallel.mesh.Mesh).
+
+    Raises:
+        ValueError: see start and parallel.mesh.start_processes.
+    """
+    runtime = start(config.context)
+    return runtime, start_processes(config.parallel_config, config.model.dit)
 
 
 def _select(device):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from ospnext_ms.models.flops import forward_flops
 from ospnext_ms.planning import communication, memory, shapes
 from ospnext_ms.planning.workload import read_workload
+from ospnext_ms.yaml_reader import add_config_options
 
 GB = 10**9
 DEVICES_GB = (64, 128)
@@ -17,9 +18,7 @@ LINEAR_TFLOPS, ATTENTION_TFLOPS = 790, 570
 
 def add_arguments(parser):
     """Options of `plan`."""
-    parser.add_argument("--config", required=True, metavar="F", help="YAML file of generate, train or post-train")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                        help="override one value of the file, for example recompute_config.recompute=false")
+    add_config_options(parser, "yaml_configs/{generate,train,post_train}", "recompute_config.recompute=false")
     parser.add_argument("--devices", type=int, metavar="N", help="number of devices, where the file leaves it open")
     parser.add_argument("--video", type=int, nargs=3, metavar=("HEIGHT", "WIDTH", "FRAMES"),
                         help="size of the videos, instead of that of the file or its data")

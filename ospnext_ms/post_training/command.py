@@ -1,16 +1,14 @@
 """`python -m ospnext_ms post-train`: adapters trained on rewards; the same command resumes it."""
 
-from ospnext_ms.parallel.mesh import check_parallel, world_size
+from ospnext_ms.parallel.degrees import check_parallel, world_size
 from ospnext_ms.pipelines.requests import check_files, read_prompts
 from ospnext_ms.post_training.config import PostTrainConfig
-from ospnext_ms.yaml_reader import load_config
+from ospnext_ms.yaml_reader import add_config_options, load_config
 
 
 def add_arguments(parser):
     """Options of `post-train`."""
-    parser.add_argument("--config", required=True, metavar="F", help="YAML file, see yaml_configs/post_train")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                        help="override one value of the file, for example policy.clip=0.001; may be repeated")
+    add_config_options(parser, "yaml_configs/post_train", "policy.clip=0.001")
 
 
 def run(arguments):
@@ -33,10 +31,7 @@ def post_train(config):
     for path in (config.prompt_file, config.evaluation.prompt_file):
         read_prompts(path)
 
-    from ospnext_ms.parallel.mesh import start_processes
-    from ospnext_ms.pipelines.runtime import start
+    from ospnext_ms.pipelines.runtime import start_run
     from ospnext_ms.post_training.trainer import PolicyTrainer
 
-    runtime = start(config.context)
-    mesh = start_processes(config.parallel_config, config.model.dit)
-    return PolicyTrainer(config, runtime, mesh).run()
+    return PolicyTrainer(config, *start_run(config)).run()

@@ -7,6 +7,7 @@ from typing import Literal
 from ospnext_ms.config import (
     ContextSection,
     DiTSection,
+    GuidedStepsSection,
     ModelSection,
     ParallelSection,
     VideoSection,
@@ -23,7 +24,7 @@ from ospnext_ms.training.config import (
     OptimizerSection,
     RecomputeSection,
 )
-from ospnext_ms.yaml_reader import read_section, require
+from ospnext_ms.yaml_reader import read_section, require, require_above_0, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +42,12 @@ class PolicyModelSection(ModelSection):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicySamplingSection:
+class PolicySamplingSection(GuidedStepsSection):
     """How noise becomes a latent, in rollouts, in the update and in evaluation alike; serve with the same values."""
 
-    steps: int
-    shift: float
-    guidance: float
-    negative_prompt: str
-
     def __post_init__(self):
+        super().__post_init__()
         require(self.steps >= 2, f"steps is {self.steps}; it must be at least 2, the last is never stochastic")
-        require(0 < self.shift < math.inf, f"shift is {self.shift}; it must be a number above 0 (1 changes nothing)")
-        require(1 <= self.guidance < math.inf, f"guidance is {self.guidance}; it must be at least 1 (which is off)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +63,7 @@ class WindowSection:
     every: int = 25
 
     def __post_init__(self):
-        require(self.every >= 1, f"every is {self.every}; it must be at least 1")
+        require_at_least(self, 1, "every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +88,8 @@ class RolloutSection:
 
     def __post_init__(self):
         require(self.group_size >= 2, f"group_size is {self.group_size}; it must be at least 2 to compare videos")
-        for name in ("prompts", "batch_size", "rest_steps", "reward_frames"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} is {value}; it must be at least 1")
-        require(self.eta > 0, f"eta is {self.eta}; it must be above 0")
+        require_at_least(self, 1, "prompts", "batch_size", "rest_steps", "reward_frames")
+        require_above_0(self, "eta")
         require(self.reward_frames is None or self.reward_frames % 4 == 1,
                 f"reward_frames is {self.reward_frames}; it must be 4k+1")
 
@@ -128,10 +121,9 @@ class PolicySection:
 
     def __post_init__(self):
         require(0 < self.clip < 1, f"clip is {self.clip}; it must be between 0 and 1")
-        require(self.advantage_limit > 0, f"advantage_limit is {self.advantage_limit}; it must be above 0")
-        require(self.kl_weight >= 0, f"kl_weight is {self.kl_weight}; it must be at least 0")
-        for name in ("inner_epochs", "minibatches", "micro_batch_size"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        require_above_0(self, "advantage_limit")
+        require_at_least(self, 0, "kl_weight")
+        require_at_least(self, 1, "inner_epochs", "minibatches", "micro_batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +150,8 @@ class RewardSection:
         module, colon, name = self.callable.partition(":")
         require(module and colon and name, f"callable is {self.callable!r}; expected package.module:name")
         require(math.isfinite(self.weight), f"weight is {self.weight}; it must be a number")
-        require(self.retries >= 0, f"retries is {self.retries}; it must be at least 0")
-        for field in ("timeout_seconds", "start_timeout_seconds"):
-            require(getattr(self, field) > 0, f"{field} is {getattr(self, field)}; it must be above 0")
+        require_at_least(self, 0, "retries")
+        require_above_0(self, "timeout_seconds", "start_timeout_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,9 +170,9 @@ class EvaluationSection:
     fewer_frames: bool = False
 
     def __post_init__(self):
-        require(self.count >= 2, f"count is {self.count}; it must be at least 2")
-        require(self.seed >= 0 and self.videos >= 0, "seed and videos must be at least 0")
-        require(self.every is None or self.every >= 1, f"every is {self.every}; it must be at least 1")
+        require_at_least(self, 2, "count")
+        require_at_least(self, 0, "seed", "videos")
+        require_at_least(self, 1, "every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +182,7 @@ class PostTrainRunnerSection:
     iterations: int
 
     def __post_init__(self):
-        require(self.iterations >= 1, f"iterations is {self.iterations}; it must be at least 1")
+        require_at_least(self, 1, "iterations")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +213,7 @@ class PostTrainConfig:
     callbacks: CallbacksSection
 
     def __post_init__(self):
-        require(self.seed >= 0, f"seed is {self.seed}; it must be at least 0")
+        require_at_least(self, 0, "seed")
         check_video_size(self.video.height, self.video.width, self.model.dit.patch_size)
         window, frames = self.rollout.window, self.rollout.reward_frames
         window_start(window.strategy, window.size, window.every, self.sampling.steps, 0, 0)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ospnext_ms.config import ContextSection, ParallelSection, VAESection
 from ospnext_ms.models.config import DiTConfig
-from ospnext_ms.yaml_reader import require
+from ospnext_ms.yaml_reader import require, require_above_0, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,7 @@ class RunnerSection:
     peak_tflops: float | None = None
 
     def __post_init__(self):
-        require(self.steps >= 1, f"steps is {self.steps}; it must be at least 1")
-        require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1")
-        require(self.gradient_accumulation_steps >= 1,
-                f"gradient_accumulation_steps is {self.gradient_accumulation_steps}; it must be at least 1")
+        require_at_least(self, 1, "steps", "batch_size", "gradient_accumulation_steps")
         require(self.peak_tflops is None or self.peak_tflops > 0,
                 f"peak_tflops is {self.peak_tflops}; it must be above 0, or null")
 
@@ -62,8 +59,8 @@ class OptimizerSection:
     def __post_init__(self):
         require(len(self.betas) == 2 and all(isinstance(beta, float) and 0 < beta < 1 for beta in self.betas),
                 f"betas is {list(self.betas)}; it must be two numbers between 0 and 1")
-        require(self.eps > 0, f"eps is {self.eps}; it must be above 0")
-        require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; it must be at least 0")
+        require_above_0(self, "eps")
+        require_at_least(self, 0, "weight_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +74,7 @@ class LearningRateSection:
 
     def __post_init__(self):
         require(0 < self.learning_rate < math.inf, f"learning_rate is {self.learning_rate}; it must be above 0")
-        require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}; it must be at least 0")
+        require_at_least(self, 0, "warmup_steps")
         if self.type == "CosineWithWarmUpLR":
             require(self.lr_end is not None and 0 <= self.lr_end <= self.learning_rate,
                     f"lr_end is {self.lr_end}; {self.type} needs a value from 0 to learning_rate {self.learning_rate}")
@@ -99,7 +96,7 @@ class FlowSection:
     def __post_init__(self):
         require(self.shift == "dynamic" or 0 < self.shift < math.inf,
                 f"shift is {self.shift}; it must be dynamic or a number above 0")
-        require(self.logit_std > 0, f"logit_std is {self.logit_std}; it must be above 0")
+        require_above_0(self, "logit_std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +109,7 @@ class ClippingSection:
 
     def __post_init__(self):
         require(0 < self.decay < 1, f"decay is {self.decay}; it must be between 0 and 1")
-        require(self.deviations > 0, f"deviations is {self.deviations}; it must be above 0")
-        require(self.start > 0, f"start is {self.start}; it must be above 0")
+        require_above_0(self, "deviations", "start")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +163,8 @@ class EvalDatasetSection:
     every: int | None = None
 
     def __post_init__(self):
-        for name in ("clips", "sigmas", "every"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} is {value}; it must be at least 1")
-        require(self.seed >= 0, f"seed is {self.seed}; it must be at least 0")
+        require_at_least(self, 1, "clips", "sigmas", "every")
+        require_at_least(self, 0, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,9 +185,7 @@ class CallbacksSection:
     tensorboard: bool = True
 
     def __post_init__(self):
-        for name in ("save_checkpoint_steps", "keep_checkpoint_max", "per_print_times"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} is {value}; it must be at least 1")
+        require_at_least(self, 1, "save_checkpoint_steps", "keep_checkpoint_max", "per_print_times")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +218,7 @@ class TrainConfig:
     callbacks: CallbacksSection
 
     def __post_init__(self):
-        require(self.seed >= 0, f"seed is {self.seed}; it must be at least 0")
+        require_at_least(self, 0, "seed")
         require(self.lr_schedule.warmup_steps < self.runner_config.steps,
                 f"lr_schedule.warmup_steps is {self.lr_schedule.warmup_steps}; it must be below runner_config.steps "
                 f"{self.runner_config.steps}")

@@ -2,14 +2,12 @@
 
 from ospnext_ms.parallel.degrees import check_parallel, world_size
 from ospnext_ms.training.config import TrainConfig
-from ospnext_ms.yaml_reader import load_config
+from ospnext_ms.yaml_reader import add_config_options, load_config
 
 
 def add_arguments(parser):
     """Options of `train`."""
-    parser.add_argument("--config", required=True, metavar="F", help="YAML file, see yaml_configs/train")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                        help="override one value of the file, for example runner_config.steps=20; may be repeated")
+    add_config_options(parser, "yaml_configs/train", "runner_config.steps=20")
 
 
 def run(arguments):
@@ -29,10 +27,7 @@ def train(config):
     """
     check_parallel(config.parallel_config, config.model.dit, world_size())
 
-    from ospnext_ms.parallel.mesh import start_processes
-    from ospnext_ms.pipelines.runtime import start
+    from ospnext_ms.pipelines.runtime import start_run
     from ospnext_ms.training.loop import Trainer
 
-    runtime = start(config.context)
-    mesh = start_processes(config.parallel_config, config.model.dit)
-    return Trainer(config, runtime, mesh).run()
+    return Trainer(config, *start_run(config)).run()
