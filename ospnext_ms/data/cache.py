@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ospnext_ms.files import atomic_path
+from ospnext_ms.fingerprint import of_values
 from ospnext_ms.safetensors_io import ArrayTensor, read_header, write_file
 
 INDEX = "index.json"
@@ -137,6 +138,13 @@ class Cache:
         # Headers only, a few kilobytes each.
         self._clips = lru_cache(maxsize=4096)(lambda number: read_clips(self.folder / clips_shard(number)))
         self._texts = lru_cache(maxsize=4096)(lambda number: read_texts(self.folder / text_shard(number)))
+
+    def fingerprint(self):
+        """A hash of what the cache holds, equal wherever its folder, and that of its videos, lies."""
+        settings = self.folder / SETTINGS
+        return of_values([self.contents, self.fps, self.buckets, self.text_len, self.text_dim,
+                          [[sample.name, sample.shard, sample.bucket, sample.texts] for sample in self.samples],
+                          settings.read_text(encoding="utf-8") if settings.is_file() else None])
 
     def latent(self, sample):
         """Latent of a sample, fp32 [16, T, h, w]."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ospnext_ms import fingerprint
 from ospnext_ms.config import load_config
 from ospnext_ms.data import cache
 from ospnext_ms.data.config import PrepareDataConfig
@@ -23,16 +24,12 @@ from ospnext_ms.data.manifest import read_manifest
 from ospnext_ms.data.report import make_report, summary
 from ospnext_ms.data.selection import CRASHED, LeftOut, load_entry
 from ospnext_ms.data.workers import map_in_order
-from ospnext_ms.safetensors_io import read_headers
-
-_FINGERPRINT_BYTES = 1 << 20
+from ospnext_ms.yaml_reader import add_config_options
 
 
 def add_arguments(parser):
     """Options of `prepare-data`."""
-    parser.add_argument("--config", required=True, metavar="F", help="YAML file, see yaml_configs/prepare_data")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                        help="override one value of the file, for example workers=8; may be repeated")
+    add_config_options(parser, "yaml_configs/prepare_data", "workers=8")
     parser.add_argument("--part", default="1/1", metavar="I/N",
                         help="do part I of N (from 1), where several processes, each with a device of its own, share "
                              "a run; the one that ends last writes the index")
@@ -220,30 +217,9 @@ def _settings(config):
     tokenizer = sorted(Path(model.text_encoder.tokenizer).iterdir())
     sections |= {"model.text_len": model.text_len, "format": cache.FORMAT,
                  "manifest": hashlib.sha256(Path(config.manifest).read_bytes()).hexdigest(),
-                 "model.text_encoder.checkpoint": _fingerprint(model.text_encoder.checkpoint),
-                 "model.text_encoder.tokenizer": _fingerprint_files(tokenizer)}
+                 "model.text_encoder.checkpoint": fingerprint.of_checkpoint(model.text_encoder.checkpoint),
+                 "model.text_encoder.tokenizer": fingerprint.of_files(tokenizer)}
     if model.vae:
-        sections |= {"model.vae.checkpoint": _fingerprint(model.vae.checkpoint),
+        sections |= {"model.vae.checkpoint": fingerprint.of_checkpoint(model.vae.checkpoint),
                      "model.vae.tiles": [model.vae.tile_size, model.vae.tile_overlap]}
     return json.loads(json.dumps(sections))
-
-
-def _fingerprint(checkpoint):
-    """A hash of a checkpoint's names and shapes and of the ends of its files; reading all of it would take minutes."""
-    headers = read_headers(checkpoint)
-    shapes = json.dumps({name: [tensor.dtype, tensor.shape] for name, tensor in sorted(headers.items())})
-    files = _fingerprint_files(sorted({tensor.path for tensor in headers.values()}))
-    return hashlib.sha256((shapes + files).encode()).hexdigest()
-
-
-def _fingerprint_files(paths):
-    digest = hashlib.sha256()
-    for path in paths:
-        if not path.is_file():
-            continue
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            digest.update(f"{size}".encode() + file.read(_FINGERPRINT_BYTES))
-            file.seek(max(0, size - _FINGERPRINT_BYTES))
-            digest.update(file.read())
-    return digest.hexdigest()

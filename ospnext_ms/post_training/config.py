@@ -26,6 +26,15 @@ from ospnext_ms.training.config import (
 )
 from ospnext_ms.yaml_reader import read_section, require, require_above_0, require_at_least
 
+# What may differ where a run is resumed, as in training/config.py; of files the contents count (see trainer.py).
+MAY_CHANGE = frozenset((
+    "output_dir", "resume_training", "context", "parallel_config", "runner_config", "lr_schedule", "evaluation",
+    "recompute_config", "callbacks", "prompt_file", "rollout.batch_size", "lora.checkpoint", "video.crf",
+    "model.dit.checkpoint", "model.dit.quant_config.backend", "model.vae.checkpoint", "model.text_encoder.checkpoint",
+    "model.text_encoder.tokenizer", "rewards.python", "rewards.timeout_seconds", "rewards.start_timeout_seconds",
+    "rewards.retries",
+))
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyDiTSection(DiTSection):
@@ -187,7 +196,10 @@ class PostTrainRunnerSection:
 
 @dataclass(frozen=True, kw_only=True)
 class PostTrainConfig:
-    """One run of `post-train`. The same command resumes it from the newest intact checkpoint in `output_dir`."""
+    """One run of `post-train`. The same command resumes it from the newest intact checkpoint in `output_dir`.
+
+    What may differ then is in MAY_CHANGE.
+    """
 
     run_mode: Literal["post_train"]
     seed: int

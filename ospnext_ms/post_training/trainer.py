@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
+from ospnext_ms import fingerprint
 from ospnext_ms.files import atomic_path
 from ospnext_ms.kernels.collectives import AllGather
 from ospnext_ms.peft_format import write_adapter
 from ospnext_ms.pipelines.requests import read_prompts
 from ospnext_ms.post_training.advantages import group_advantages
+from ospnext_ms.post_training.config import MAY_CHANGE
 from ospnext_ms.post_training.decoding import FrameDecoder
 from ospnext_ms.post_training.evaluation import Evaluation
 from ospnext_ms.post_training.figures import PolicyMonitor, update_figures
@@ -37,13 +39,11 @@ from ospnext_ms.post_training.update import (
     score,
 )
 from ospnext_ms.post_training.windows import window_start
-from ospnext_ms.training.checkpoint import CheckpointStore
 from ospnext_ms.training.clipping import AdaptiveClipper
 from ospnext_ms.training.ema import Ema
 from ospnext_ms.training.optimizer import make_optimizer, make_schedule, set_learning_rate
+from ospnext_ms.training.resume import open_run, run_state
 from ospnext_ms.training.state import TrainState
-
-CHECKPOINTS = "checkpoints"
 
 
 class PolicyTrainer:
@@ -65,6 +65,8 @@ class PolicyTrainer:
         self.prompts = read_prompts(config.prompt_file)
         held_out = read_prompts(config.evaluation.prompt_file)
         check_shares(config.rollout.prompts, config.rollout.group_size, mesh.data_size)
+        self.identity = self._identity()
+        self.store, resumed = open_run(config, self.identity, MAY_CHANGE, mesh)
         self.reward = CombinedReward(config.rewards)
         if mesh.is_leader:
             self.reward.start()
@@ -75,7 +77,9 @@ class PolicyTrainer:
         self.rollout = Rollout(self.policy.velocity, config.rollout.batch_size, config.rollout.rest_sampler)
         self._build_step()
         self.evaluation = Evaluation(config, held_out, self)
-        self.iterations_done = self._resume()
+        self.iterations_done = self.updates_done = 0
+        if resumed:
+            self._resume(resumed)
 
     def run(self):
         """Runs the iterations that are left; returns the paths of what there is to look at."""
@@ -224,7 +228,7 @@ class PolicyTrainer:
             return
         done = self.iterations_done
         state = {"iteration": done, "updates": self.updates_done, "random": {"seed": self.config.seed},
-                 "configuration": dataclasses.asdict(self.config), **self.state.json_state()}
+                 **run_state(self.config, self.identity), **self.state.json_state()}
         self.store.save(done, self.state.copy_to_host(), state)
 
     @property
@@ -243,28 +247,23 @@ class PolicyTrainer:
         self.state = TrainState(names, self.optimizer, self.ema, self.clipper, self.policy.sharded, self.mesh)
         self.step = PolicyStep(self.policy.loss, self.optimizer, self.ema, self.runtime, self.mesh,
                                self.policy.sharded)
-        self.store = CheckpointStore(self.folder / CHECKPOINTS, config.callbacks.keep_checkpoint_max)
 
-    def _resume(self):
-        """Takes over the newest intact checkpoint; returns the number of iterations done."""
-        self.updates_done = 0
-        if self.store.paths() and not self.config.resume_training:
-            raise ValueError(f"{self.store.folder} has checkpoints, but resume_training is false; give another "
-                             "output_dir, or remove them")
+    def _resume(self, checkpoint):
+        self.state.restore(checkpoint)
+        self.iterations_done, self.updates_done = checkpoint.step, checkpoint.state["updates"]
         if self.speaks:
-            self.store.remove_leftovers()
-        self._all_agree(True)
-        resumed = self.store.newest(part=self.mesh.rank, num_parts=self.mesh.size, agree=self._all_agree)
-        if resumed is None:
-            return 0
-        self.state.restore(resumed)
-        self.updates_done = resumed.state["updates"]
-        if self.speaks:
-            print(f"resuming after iteration {resumed.step} from {resumed.path}", flush=True)
-        return resumed.step
+            print(f"resuming after iteration {checkpoint.step} from {checkpoint.path}", flush=True)
 
-    def _all_agree(self, verdict):
-        return bool(self._gather(Tensor(np.array([verdict], np.float32)), "agreement").asnumpy().all())
+    def _identity(self):
+        """What a checkpoint depends on beside the configuration, see training/resume.py."""
+        model = self.config.model
+        files = sorted(Path(model.text_encoder.tokenizer).iterdir())
+        return {
+            "contents of prompt_file": fingerprint.of_values(self.prompts),
+            "contents of model.text_encoder.tokenizer": fingerprint.of_files(files),
+            **{f"contents of model.{name}.checkpoint": fingerprint.of_checkpoint(getattr(model, name).checkpoint)
+               for name in ("dit", "vae", "text_encoder")},
+        }
 
     def _write_adapters(self):
         """The trained adapters and their average in PEFT's format."""

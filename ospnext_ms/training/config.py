@@ -11,6 +11,15 @@ from ospnext_ms.config import ContextSection, ParallelSection, VAESection
 from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.yaml_reader import require, require_above_0, require_at_least
 
+# What may differ where a run is resumed: how long, how fast, where, and what is told. All else is part of what weights,
+# moments, averages and position in the data mean. Of files the contents count, of batches their sum over all processes
+# (see loop.py).
+MAY_CHANGE = frozenset((
+    "run_mode", "output_dir", "load_checkpoint", "resume_training", "context", "parallel_config", "runner_config",
+    "lr_schedule", "eval_dataset", "recompute_config", "callbacks", "model.dit.quant_config.backend",
+    "model.vae.checkpoint", "train_dataset.path",
+))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDiTSection(DiTConfig):
@@ -191,6 +200,8 @@ class CallbacksSection:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One run of `train`.
+
+    A resumed run may differ from the one it goes on with in the keys of MAY_CHANGE only.
 
     `load_checkpoint` names the weights to start from: a checkpoint in the original names, or the folder `parameters` or
     `ema` of a training checkpoint; null starts from random weights. With `resume_training` the newest intact

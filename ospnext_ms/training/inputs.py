@@ -38,6 +38,10 @@ class RandomSource:
         """There are none."""
         return 0
 
+    def fingerprint(self):
+        """Nothing is read."""
+        return self.note
+
 
 class CacheSource:
     """The folder of `prepare-data`."""
@@ -55,6 +59,10 @@ class CacheSource:
     def epoch(self, step):
         """Epoch of a step."""
         return self.dataset.epoch(step)
+
+    def fingerprint(self):
+        """A hash of what the cache holds."""
+        return self.dataset.cache.fingerprint()
 
 
 def open_source(config, mesh, encode=None):

@@ -10,29 +10,27 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
+from ospnext_ms import fingerprint
 from ospnext_ms.data.cache import Cache
 from ospnext_ms.files import atomic_path
-from ospnext_ms.kernels.collectives import AllGather
 from ospnext_ms.models.flops import forward_flops
 from ospnext_ms.parallel.sharding import ShardedWeights
 from ospnext_ms.quant.recipe import describe
 from ospnext_ms.safetensors_io import read_headers
-from ospnext_ms.training.checkpoint import CheckpointStore
 from ospnext_ms.training.checkpoint_files import is_group, problems_of
 from ospnext_ms.training.clipping import AdaptiveClipper
+from ospnext_ms.training.config import MAY_CHANGE
 from ospnext_ms.training.ema import Ema
 from ospnext_ms.training.evaluation import FixedSet
 from ospnext_ms.training.inputs import StepInputs, open_source, samples_per_step
 from ospnext_ms.training.monitor import Monitor, StepClock, model_flops_utilisation
 from ospnext_ms.training.network import VelocityLoss, build_network
 from ospnext_ms.training.optimizer import make_optimizer, make_schedule, set_learning_rate
+from ospnext_ms.training.resume import open_run, run_state
 from ospnext_ms.training.state import TrainState, load_tensors
 from ospnext_ms.training.step import TrainStep
-
-CHECKPOINTS = "checkpoints"
 
 
 class Trainer:
@@ -54,11 +52,12 @@ class Trainer:
         self.mesh = mesh
         self.speaks = mesh.rank == 0
         self.folder = Path(config.output_dir)
-        self._gather = AllGather(mesh.world_group)
         encode = self._clip_encoder()
         self.source = open_source(config, mesh, encode)
         self.inputs = StepInputs(config, self.source, mesh)
-        self.store, resumed = self._open_store()
+        self.identity = self._identity()
+        self.store, resumed = open_run(config, self.identity, MAY_CHANGE, mesh, mesh.shard_group.index,
+                                       mesh.shard_group.size)
         self._build(resumed)
         self.fixed_set = None
         if config.eval_dataset:
@@ -112,7 +111,7 @@ class Trainer:
             # Every random number is drawn from (seed, step, sample): this is the state of all generators.
             "random": {"seed": self.config.seed, "next_step": done},
             "data": {"epoch": self.source.epoch(done), "next_step": done},
-            "configuration": dataclasses.asdict(self.config),
+            **run_state(self.config, self.identity),
             **self.state.json_state(),
         }
         self.store.save(done, self.state.copy_to_host(), state)
@@ -176,23 +175,15 @@ class Trainer:
 
         return ClipEncoder(self.config.model.vae, self.runtime)
 
-    def _open_store(self):
-        """(store, newest intact checkpoint or None)."""
-        config, mesh = self.config, self.mesh
-        store = CheckpointStore(self.folder / CHECKPOINTS, config.callbacks.keep_checkpoint_max,
-                                mesh.shard_group.index, mesh.shard_group.size)
-        if store.paths() and not config.resume_training:
-            raise ValueError(f"{store.folder} has checkpoints, but resume_training is false; give another output_dir, "
-                             "or remove them")
-        if self.speaks:
-            for name in store.remove_leftovers():
-                print(f"checkpoint {store.folder / name} was never finished; it is not used and has been removed")
-        self._all_agree(True)
-        return store, store.newest(part=mesh.rank, num_parts=mesh.size, agree=self._all_agree)
-
-    def _all_agree(self, verdict):
-        """True where every process says so; also a meeting point."""
-        return bool(self._gather(Tensor(np.array([verdict], np.float32)), "agreement").asnumpy().all())
+    def _identity(self):
+        """What a checkpoint depends on beside the configuration, see training/resume.py."""
+        vae = self.config.model.vae
+        return {
+            "samples of a step on all processes (batch_size, gradient_accumulation_steps, data_parallel)":
+                samples_per_step(self.config) * self.mesh.data_size,
+            "contents of train_dataset.path": self.source.fingerprint(),
+            "contents of model.vae.checkpoint": vae and fingerprint.of_checkpoint(vae.checkpoint),
+        }
 
     def _build(self, resumed):
         config = self.config

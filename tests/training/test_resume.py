@@ -1,0 +1,104 @@
+"""What may differ where a run is resumed, and what is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from ospnext_ms.data.cache import Cache
+from ospnext_ms.parallel.mesh import Mesh
+from ospnext_ms.pipelines.runtime import start
+from ospnext_ms.post_training.config import MAY_CHANGE as POLICY_MAY_CHANGE
+from ospnext_ms.training.checkpoint_files import Checkpoint
+from ospnext_ms.training.config import MAY_CHANGE
+from ospnext_ms.training.loop import Trainer
+from ospnext_ms.training.resume import check_same_run, run_state
+from tests.post_training import runs as policy_runs
+from tests.training import runs
+
+
+def compare(saved, given, may_change, then=None, now=None):
+    state = json.loads(json.dumps(run_state(saved, then or {})))
+    check_same_run(Checkpoint(Path("out/checkpoints/step_00000003"), 3, state, {}), given, now or {}, may_change)
+
+
+@pytest.mark.parametrize("override", [
+    "runner_config.steps=50", "runner_config.gradient_accumulation_steps=2", "output_dir=elsewhere",
+    "context.mode=pynative", "parallel_config.skiparse_parallel=4", "lr_schedule.learning_rate=0.1",
+    "callbacks.save_checkpoint_steps=1", "recompute_config.recompute=true", "train_dataset.path=moved",
+])
+def test_these_may_differ(tmp_path, override):
+    values = runs.settings("out", "data")
+    saved, given = (runs.read_config(tmp_path / "c.yaml", values, *overrides) for overrides in ((), (override,)))
+    assert saved != given
+    compare(saved, given, MAY_CHANGE)
+
+
+@pytest.mark.parametrize(("override", "line"), [
+    ("seed=4", "seed: 3 then, 4 now"),
+    ("optimizer.betas=[0.9, 0.99]", r"optimizer.betas\[1\]: 0.95 then, 0.99 now"),
+    ("ema.decay=0.5", "ema.decay: 0.9 then, 0.5 now"),
+    ("model.dit.num_layers=4", "model.dit.num_layers: 2 then, 4 now"),
+    ("flow.shift=dynamic", 'flow.shift: 3.0 then, "dynamic" now'),
+    ("train_dataset.text_drop=0", "train_dataset.text_drop: 0.3 then, 0.0 now"),
+    ("model.vae={dim: 4, checkpoint: v}", "model.vae: null then, {.*} now"),
+])
+def test_these_are_refused_and_named(tmp_path, override, line):
+    values = runs.settings("out", "data")
+    saved, given = (runs.read_config(tmp_path / "c.yaml", values, *overrides) for overrides in ((), (override,)))
+    with pytest.raises(ValueError, match=f"(?s)other settings:\n{line}\nSet them back .*another output_dir"):
+        compare(saved, given, MAY_CHANGE)
+
+
+def test_all_differences_are_named_and_those_beside_the_configuration_too(tmp_path):
+    values = runs.settings("out", "data")
+    saved, given = (runs.read_config(tmp_path / "c.yaml", values, f"seed={seed}") for seed in (1, 2))
+    with pytest.raises(ValueError, match="seed: 1 then, 2 now\nsamples of a step: 4 then, 8 now\n"):
+        compare(saved, given, MAY_CHANGE, {"samples of a step": 4}, {"samples of a step": 8})
+
+
+def test_keys_that_a_checkpoint_does_not_know_have_their_defaults(tmp_path):
+    config = runs.read_config(tmp_path / "c.yaml", runs.settings("out", "data"))
+    state = {"configuration": dataclasses.asdict(config)}
+    del state["configuration"]["clipping"], state["configuration"]["ema"]["warm_up"]
+    check_same_run(Checkpoint(Path("step_00000003"), 3, state, {}), config, {"samples of a step": 4}, MAY_CHANGE)
+
+
+def test_rewards_may_be_given_more_time_but_not_another_weight(tmp_path):
+    def config(**changes):
+        values = policy_runs.settings(Path("model"), "out")
+        values["rewards"][0] |= changes
+        return policy_runs.read_config(tmp_path / "c.yaml", values)
+
+    compare(config(), config(timeout_seconds=9000, retries=3), POLICY_MAY_CHANGE)
+    with pytest.raises(ValueError, match=r"rewards\[0\].weight: 1.0 then, 2.0 now"):
+        compare(config(), config(weight=2.0), POLICY_MAY_CHANGE)
+    with pytest.raises(ValueError, match=r"rewards\[0\].arguments.level: not given then, 1 now"):
+        compare(config(), config(arguments={"level": 1}), POLICY_MAY_CHANGE)
+
+
+def test_a_cache_is_known_by_its_contents(tmp_path):
+    first = runs.write_cache(tmp_path / "first")
+    before = Cache(first).fingerprint()
+    moved = first.rename(tmp_path / "moved")
+    assert Cache(moved).fingerprint() == before
+    assert Cache(runs.write_cache(tmp_path / "other", count=8)).fingerprint() != before
+
+
+def test_a_trainer_refuses_another_global_batch_and_other_data(tmp_path):
+    data, other = (runs.write_cache(tmp_path / name, count) for name, count in (("data", 12), ("other", 8)))
+    values = runs.settings(tmp_path / "run", data)
+
+    def trainer(*overrides):
+        config = runs.read_config(tmp_path / "c.yaml", values, *overrides)
+        return Trainer(config, start(config.context), Mesh.single())
+
+    run = trainer()
+    run.save()
+    run.store.wait()
+    trainer("runner_config.batch_size=1", "runner_config.gradient_accumulation_steps=2")
+    with pytest.raises(ValueError, match=r"samples of a step on all processes \(batch_size.*\): 2 then, 4 now"):
+        trainer("runner_config.batch_size=4")
+    with pytest.raises(ValueError, match="contents of train_dataset.path: "):
+        trainer(f"train_dataset.path={other}")
