@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ospnext_ms.planning import shapes
 from ospnext_ms.skiparse import SkiparsePlan
+from ospnext_ms.training.parts import PART_SIZE
 
 # FlashAttentionScore keeps the maximum and the sum of the softmax, 8 fp32 values each.
 _FLASH_STATISTICS = 64
@@ -44,7 +45,9 @@ def estimate(workload, recompute=None):
     copies = 2 if workload.batches > 1 else 1
     backward = {"gradients": copies * 4 * trained, **_activations(workload, recompute),
                 **_weight_copies(workload, parameters, recompute)}
-    update = {"gradients": 4 * trained, "scaled gradients": 4 * trained}
+    largest = max(shapes.shard_count({name: shape}, workload.parallel.parameter_shard)
+                  for name, shape in parameters.items())
+    update = {"gradients": 4 * trained, "scaled gradients of a part": 4 * min(trained, PART_SIZE * largest)}
     return Memory(lasting, {"backward": backward, "update": update})
 
 
