@@ -56,7 +56,7 @@ def two(four, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     shutil.copytree(source, folder / "run")
     parallel = dict(skiparse_parallel=1, data_parallel=2, parameter_shard=2)
-    results, output = workers(2, folder, resume=settings(folder / "run", data, MORE, "graph", **parallel),
+    results, output = workers(2, folder, resume=settings(folder / "run", data, MORE, **parallel),
                               nan=settings(folder / "nan", data, 3, **parallel))
     return results, output, folder
 
@@ -105,6 +105,14 @@ def test_saved_by_four_and_taken_up_by_two_bit_by_bit(two):
 def test_one_and_two_go_on_alike(one, two):
     np.testing.assert_allclose(losses(two[2] / "run"), losses(one[2]), rtol=1e-4)
     assert len(losses(one[2])) == MORE
+
+
+@pytest.mark.slow
+def test_two_compiled_processes_go_on_like_one(one, four, tmp_path):
+    data, source = four
+    shutil.copytree(source, tmp_path / "run")
+    workers(2, tmp_path, resume=settings(tmp_path / "run", data, MORE, "graph", data_parallel=2, parameter_shard=2))
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(one[2]), rtol=1e-4)
 
 
 def test_bad_data_on_one_rank_stop_all_before_the_update_and_are_named(two):
