@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ospnext_ms.data import cache
 from ospnext_ms.parallel.mesh import Mesh
@@ -46,7 +47,8 @@ def values(tmp_path, monkeypatch):
     values = runs.settings(tmp_path / "run", folder, steps=2, every=2)
     values["context"]["mode"] = "pynative"
     values["model"]["dit"]["num_layers"] = 1
-    values["model"]["vae"] = {"dim": 4, "checkpoint": "vae"}
+    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "vae.safetensors")
+    values["model"]["vae"] = {"dim": 4, "checkpoint": str(tmp_path / "vae.safetensors")}
     values["eval_dataset"] = {"path": str(runs.write_cache(tmp_path / "latents", size=(5, 32, 32))), "clips": 1,
                               "sigmas": 1}
     return values
