@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,8 +134,10 @@ def test_latents_from_something_else(configure, tmp_path):
         load_latents(config, 1)
 
 
-def test_files_of_a_run_that_can_start(configure):
-    check_files(configure())
+def test_files_of_a_run_that_can_start_are_checked_without_writing_any(configure):
+    config = configure()
+    check_files(config)
+    assert list(Path(config.output_dir).glob("*")) == []
 
 
 @pytest.mark.parametrize("network", ["dit", "vae", "text_encoder"])

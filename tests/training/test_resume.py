@@ -62,7 +62,12 @@ def test_keys_that_a_checkpoint_does_not_know_have_their_defaults(tmp_path):
     config = runs.read_config(tmp_path / "c.yaml", runs.settings("out", "data"))
     state = {"configuration": dataclasses.asdict(config)}
     del state["configuration"]["clipping"], state["configuration"]["ema"]["warm_up"]
-    check_same_run(Checkpoint(Path("step_00000003"), 3, state, {}), config, {"samples of a step": 4}, MAY_CHANGE)
+    checkpoint = Checkpoint(Path("step_00000003"), 3, state, {})
+    check_same_run(checkpoint, config, {"samples of a step": 4}, MAY_CHANGE)
+    default = config.ema.warm_up
+    other = dataclasses.replace(config, ema=dataclasses.replace(config.ema, warm_up=not default))
+    with pytest.raises(ValueError, match=f"ema.warm_up: {str(default).lower()} then, {str(not default).lower()} now"):
+        check_same_run(checkpoint, other, {"samples of a step": 4}, MAY_CHANGE)
 
 
 def test_rewards_may_be_given_more_time_but_not_another_weight(tmp_path):
