@@ -64,7 +64,7 @@ def seeds_of(experiment):
 
 
 def evaluate(arguments):
-    """The report, a dict that JSON can hold."""
+    """Yields the report, a dict that JSON can hold, anew after every pair."""
     recipe = load_recipe(arguments.config)
     prompts = balanced_prompts(arguments.samples, arguments.seed)
     texts = [prompt.text for prompt in prompts]
@@ -86,10 +86,10 @@ def evaluate(arguments):
         entry["hif8_minus_fp32"] = {key: paired_difference(scores["hif8"][-1][i], scores["fp32"][-1][i])
                                     for i, key in enumerate(PROPERTIES)}
         report["pairs"][seed] = entry
-    for i, key in enumerate(PROPERTIES):
-        hif8, fp32 = (np.concatenate([pair[i] for pair in scores[name]]) for name in ("hif8", "fp32"))
-        report["together"][key] = paired_difference(hif8, fp32)
-    return report
+        for i, key in enumerate(PROPERTIES):
+            hif8, fp32 = (np.concatenate([pair[i] for pair in scores[name]]) for name in ("hif8", "fp32"))
+            report["together"][key] = paired_difference(hif8, fp32)
+        yield report
 
 
 def print_table(report):
@@ -114,8 +114,8 @@ def print_differences(title, differences):
 def main(argv=None):
     arguments = parse_arguments(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    report = evaluate(arguments)
-    (arguments.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    for report in evaluate(arguments):
+        (arguments.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print_table(report)
 
 

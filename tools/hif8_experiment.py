@@ -107,7 +107,10 @@ def read_metrics(folder):
 
 
 def summary(folder):
-    """Figures of one run: {"steps", "before", "after", "loss_last_100", "seconds_per_step", "diverged"}."""
+    """Figures of one run: {"steps", "before", "after", "loss_last_100", "seconds_per_step", "diverged"}.
+
+    `after` is None where the run diverged or has not come to its last step.
+    """
     records = read_metrics(folder)
     measured = [record for record in records if FIGURE in record]
     losses = [record["loss"] for record in records if "loss" in record]
@@ -115,8 +118,10 @@ def summary(folder):
     diverged = (folder / "diverged.txt").exists()
     if not measured:
         raise ValueError(f"{folder} has no measurement yet")
+    planned_steps = json.loads((folder / "configuration.json").read_text())["runner_config"]["steps"]
+    is_done = not diverged and measured[-1]["step"] == planned_steps
     return {"steps": measured[-1]["step"], "before": measured[0][FIGURE],
-            "after": None if diverged else measured[-1][FIGURE], "loss_last_100": statistics.fmean(losses[-100:]),
+            "after": measured[-1][FIGURE] if is_done else None, "loss_last_100": statistics.fmean(losses[-100:]),
             "seconds_per_step": statistics.median(seconds), "diverged": diverged}
 
 
@@ -134,7 +139,7 @@ def report(output):
     if not runs:
         raise ValueError(f"no runs in {output}")
     differences = {recipe: {seed: percent(run["after"], runs["fp32"][seed]["after"]) for seed, run in seeds.items()
-                            if seed in runs.get("fp32", {}) and not run["diverged"]}
+                            if run["after"] and runs.get("fp32", {}).get(seed, {}).get("after")}
                    for recipe, seeds in runs.items() if recipe != "fp32"}
     means = {recipe: percent(statistics.fmean(runs[recipe][seed]["after"] for seed in seeds),
                              statistics.fmean(runs["fp32"][seed]["after"] for seed in seeds))
@@ -144,7 +149,7 @@ def report(output):
     plot(output, runs)
     for recipe, seeds in runs.items():
         for seed, run in seeds.items():
-            if not run["diverged"]:
+            if run["after"]:
                 export(output, folder_of(output, recipe, seed), run["steps"])
     return result
 
@@ -196,7 +201,7 @@ def print_table(result):
     print(f"{'run':16}{'steps':>6}{'before':>10}{'after':>10}{'above fp32':>12}{'s/step':>8}")
     for recipe, seeds in result["runs"].items():
         for seed, run in seeds.items():
-            after = "diverged" if run["diverged"] else f"{run['after']:.5f}"
+            after = "diverged" if run["diverged"] else f"{run['after']:.5f}" if run["after"] else "unfinished"
             above = result["percent_above_fp32"].get(recipe, {}).get(seed)
             print(f"{recipe + ' ' + seed:16}{run['steps']:6}{run['before']:10.5f}{after:>10}"
                   f"{'' if above is None else f'{above:+.2f} %':>12}{run['seconds_per_step']:8.2f}")

@@ -107,9 +107,12 @@ def test_report_compares_models_and_backends(monkeypatch, tmp_path, capsys):
                                                               "held_out_clips_through_vae": accuracy([True])})
     monkeypatch.setattr(evaluate_tiny, "make_clips",
                         lambda arguments, recipe, backend, model, prompts, noise: (drawn(model, prompts), 2.0))
-    evaluate_tiny.main(["--backend", "torch", "--model", "both", "--samples", "10", "--compare",
-                        "--output", str(tmp_path)])
+    command = ["--backend", "torch", "--model", "both", "--samples", "10", "--compare", "--output", str(tmp_path)]
+    evaluate_tiny.main([*command, "--no-judge"])
+    assert "judge" not in capsys.readouterr().out
+    evaluate_tiny.main(command)
     out = capsys.readouterr().out
+    assert "judge, held-out through VAE" in out
     assert "sparse - full, direction" in out
     report = json.loads((tmp_path / "torch_both.json").read_text())
     assert report["models"]["full"]["direction"]["share"] == 1.0

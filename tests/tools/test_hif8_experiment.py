@@ -8,7 +8,8 @@ import pytest
 
 from ospnext_ms.config import load_config
 from ospnext_ms.training.config import TrainConfig
-from tools import hif8_evaluation, hif8_experiment
+from tests.training.runs import write_cache
+from tools import hif8_cross, hif8_evaluation, hif8_experiment
 
 WEIGHTS = Path(__file__).parents[2] / "tools" / "tiny_family" / "weights"
 
@@ -19,8 +20,9 @@ def arguments(tmp_path):
     return hif8_experiment.parse_arguments(words)
 
 
-def write_run(folder, after, steps=40, seconds=0.5, diverged=False):
+def write_run(folder, after, steps=40, seconds=0.5, diverged=False, planned=None):
     folder.mkdir(parents=True)
+    (folder / "configuration.json").write_text(json.dumps({"runner_config": {"steps": planned or steps}}))
     records = [{"step": 0, "eval_loss": 1.1, "eval_loss_ema": 1.0}]
     records += [{"step": i, "loss": 1 / i, "step_seconds": seconds} for i in range(1, steps + 1)]
     records += [] if diverged else [{"step": steps, "eval_loss": 9.0, "eval_loss_ema": after}]
@@ -86,6 +88,32 @@ def test_report_gives_differences_by_seed_and_of_the_means(tmp_path, capsys):
     assert json.loads((tmp_path / "report.json").read_text()) == result
     hif8_experiment.print_table(result)
     assert "+2.00 %" in capsys.readouterr().out
+
+
+def test_an_unfinished_run_is_compared_with_nothing(tmp_path, capsys):
+    write_run(tmp_path / "fp32_0", 0.5)
+    write_run(tmp_path / "hif8_0", 0.75, steps=20, planned=40)
+    result = hif8_experiment.report(tmp_path)
+    assert result["percent_above_fp32"] == {"hif8": {}}
+    hif8_experiment.print_table(result)
+    assert "unfinished" in capsys.readouterr().out
+
+
+def test_weights_are_measured_in_both_arithmetics(tmp_path, capsys):
+    (tmp_path / "weights").mkdir()
+    for name in ("fp32_0", "hif8_0", "hif8_32768_0"):
+        (tmp_path / "weights" / f"{name}.safetensors").write_bytes((WEIGHTS / "dit_sparse.safetensors").read_bytes())
+    held_out = write_cache(tmp_path / "cache", count=1, text_dim=64)
+    small = ["context.mode=pynative", "context.device_target=CPU", "eval_dataset.clips=1", "eval_dataset.sigmas=2"]
+    hif8_cross.main(["--experiment", str(tmp_path), "--held-out", str(held_out),
+                     *(word for text in small for word in ("--set", text))])
+    result = json.loads((tmp_path / "cross.json").read_text())
+    assert list(result) == ["fp32_0", "hif8_0"]
+    assert result["fp32_0"] == result["hif8_0"]
+    assert 0 < abs(result["fp32_0"]["hif8"] / result["fp32_0"]["fp32"] - 1) < 0.05
+    assert "computed in hif8" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="fp32_SEED"):
+        hif8_cross.weights_of(tmp_path / "cache")
 
 
 def test_report_of_nothing_is_an_error(tmp_path):

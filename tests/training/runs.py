@@ -14,7 +14,7 @@ DIT = dict(dim=16, ffn_dim=24, num_heads=4, num_layers=2, freq_dim=8, text_dim=8
 LATENT = (16, 2, 8, 8)
 
 
-def write_cache(folder, count=12, size=(5, 64, 64), seed=0):
+def write_cache(folder, count=12, size=(5, 64, 64), seed=0, text_dim=DIT["text_dim"]):
     """A finished cache of `count` random clips of `size` (frames, height, width), in the form of `prepare-data`."""
     folder = Path(folder)
     folder.mkdir(parents=True)
@@ -24,12 +24,12 @@ def write_cache(folder, count=12, size=(5, 64, 64), seed=0):
     names = [f"clip{i}" for i in range(count)]
     latents = {name: rng.standard_normal(shape, np.float32) for name in names}
     cache.write_clips(folder / cache.clips_shard(0), latents, [{"name": name} for name in names], [])
-    texts = [rng.standard_normal((3 + i % 3, DIT["text_dim"]), np.float32) for i in range(count)]
+    texts = [rng.standard_normal((3 + i % 3, text_dim), np.float32) for i in range(count)]
     cache.write_texts(folder / cache.text_shard(0), [f"text {i}" for i in range(count)], texts)
-    cache.write_texts(folder / cache.EMPTY_TEXT, [""], [rng.standard_normal((1, DIT["text_dim"]), np.float32)])
+    cache.write_texts(folder / cache.EMPTY_TEXT, [""], [rng.standard_normal((1, text_dim), np.float32)])
     samples = [cache.Sample(name, 0, 0, (i,)) for i, name in enumerate(names)]
     cache.write_index(folder, contents="latents", fps=8, buckets=[(height, width, frames)], text_len=5,
-                      text_dim=DIT["text_dim"], samples=samples)
+                      text_dim=text_dim, samples=samples)
     return folder
 
 

@@ -32,7 +32,7 @@ cp $family/weights/dit_full.safetensors "$output/before/dit_sparse.safetensors"
   --source "$trained" --target "$output/after/dit_sparse.safetensors" --overwrite
 if [ "$samples" -gt 0 ]; then
   for model in before after; do
-    "$python" -m tools.evaluate_tiny --backend mindspore --model sparse --samples "$samples" \
+    "$python" -m tools.evaluate_tiny --backend mindspore --model sparse --samples "$samples" --no-judge \
       --weights "$output/$model" --output "$output/evaluation_$model"
   done
 fi
