@@ -38,6 +38,14 @@ def test_smooth_motion_beats_jitter():
     assert MotionSmoothness()(moving_square(0), ["x"])[0] == [1.0]
 
 
+def test_a_darker_copy_is_as_smooth():
+    """Or else a policy would be rewarded for turning down the light."""
+    smoothness, video = MotionSmoothness(), moving_square(3, 6) // 2 * 2
+    bright, dark = (smoothness(frames, ["x"])[0][0] for frames in (video, video // 2))
+    assert bright == pytest.approx(dark, rel=1e-4)
+    assert smoothness(0 * video, ["x"])[0] == [1.0]
+
+
 def test_blur_costs_sharpness():
     sharpness = Sharpness(reference=30.0)
     scores = [sharpness(blurred_squares(size), ["x"])[0][0] for size in (1.0, 2.0, 5.0)]

@@ -6,12 +6,16 @@ All scores lie in [0, 1]. Frames are uint8 [B, F, H, W, 3].
 import cv2
 import numpy as np
 
+# Share of a video's contrast below which a change from frame to frame counts as none.
+STILL = 0.02
+
 
 class MotionSmoothness:
     """1 where every frame lies half-way between its neighbours, less where brightness jumps from frame to frame.
 
     score = 1 / (1 + roughness / tolerance), roughness being the mean distance of a frame from the mean of its two
-    neighbours, in grey levels of 255, as a share of the mean change from frame to frame (a still video scores 1).
+    neighbours as a share of the mean change from frame to frame (plus 2 % of the video's contrast, the standard
+    deviation of its grey levels, so that a still video scores 1). A darker copy of a video has the video's score.
     """
 
     def __init__(self, tolerance=1.0):
@@ -28,7 +32,8 @@ class MotionSmoothness:
             raise ValueError(f"a video has {len(levels)} frames; motion smoothness needs at least 3")
         change = np.abs(np.diff(levels, axis=0)).mean()
         roughness = np.abs(levels[1:-1] - (levels[:-2] + levels[2:]) / 2).mean()
-        return float(1 / (1 + roughness / (self.tolerance * (change + 0.5))))
+        scale = change + STILL * levels.std()
+        return float(1 / (1 + roughness / (self.tolerance * scale))) if scale > 0 else 1.0
 
 
 class Sharpness:
