@@ -6,7 +6,7 @@ from dataclasses import dataclass
 DEGREES = {2: ("2x1", "1x2"), 4: ("4x1", "2x2")}
 # (2, 8, 8) divides; (3, 7, 10) does not, so shards are uneven; (2, 2, 2) has empty shards.
 GRIDS = ((2, 8, 8), (3, 7, 10), (2, 2, 2))
-MODEL = dict(dim=32, ffn_dim=60, num_heads=4, num_layers=6, freq_dim=16, text_dim=8, text_len=6, num_full_blocks=2)
+MODEL = dict(dim=32, ffn_dim=60, num_heads=4, num_layers=8, freq_dim=16, text_dim=8, text_len=6, num_full_blocks=4)
 
 
 @dataclass(frozen=True)

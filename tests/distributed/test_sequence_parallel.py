@@ -16,7 +16,7 @@ def marked(table):
 
 CASES = marked(cases)
 FLOAT_BYTES = 4
-FULL_BLOCKS, SPARSE_BLOCKS, SWITCHES = 2, 4, 3
+FULL_BLOCKS, SPARSE_BLOCKS, SWITCHES = 4, 4, 3
 
 
 def check_numbers(results, case):
