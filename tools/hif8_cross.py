@@ -54,8 +54,8 @@ def cross(files, held_out, overrides=()):
     """{run: {"fp32": loss, "hif8": loss}}."""
     columns = {}
     for computed in COMPUTED:
-        file, changes = RECIPES[computed]
-        sets = [f"eval_dataset.path={held_out}", *(f"{key}={value}" for key, value in changes.items()), *overrides]
+        file, _ = RECIPES[computed]
+        sets = [f"eval_dataset.path={held_out}", *overrides]
         columns[computed] = measure(load_config(TrainConfig, CONFIGS / file, sets), files)
     return {run: {computed: columns[computed][run] for computed in COMPUTED} for run in files}
 
