@@ -8,12 +8,12 @@ from ospnext_ms.training.monitor import Monitor, StepClock, format_seconds, read
 CURVES = "reward_curve.png"
 
 
-def update_figures(scores, advantages, updates):
+def update_figures(scores, advantages, updates, with_kl):
     """Figures of an iteration's rewards and updates, {name: number}.
 
     `rescoring_difference` is how far the log-probabilities of the first optimiser step are from those of the scoring;
     `ratio_deviation_before` is that of the first optimiser step, whose ratios are taken before anything has changed;
-    `ratio_deviation_after` that of the last one (null with a single step).
+    `ratio_deviation_after` that of the last one (null with a single step). `kl` is null where it is not computed.
     """
     total = scores.total[~np.isnan(scores.total)]
     within = [np.nanmean(values) if (~np.isnan(values)).any() else float("nan") for values in scores.parts.values()]
@@ -38,7 +38,8 @@ def update_figures(scores, advantages, updates):
             "ratio_deviation_after": _deviation(ratios[-1]) if len(ratios) > 1 else None,
             "clip_fraction": float(np.mean([(np.abs(update["ratios"] - 1) > update["clip"]).mean()
                                             for update in updates if update["ratios"].size] or [0.0])),
-            "kl": float(np.mean([update["kls"].mean() for update in updates if update["kls"].size] or [0.0])),
+            "kl": float(np.mean([update["kls"].mean() for update in updates if update["kls"].size] or [0.0]))
+                  if with_kl else None,
         }
     return figures
 

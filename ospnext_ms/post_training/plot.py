@@ -23,8 +23,9 @@ def plot_run(records, path):
     reward.set(ylabel="reward")
     reward.legend()
     for axes, name, label in ((kl, "kl", "KL to the base"), (clip, "clip_fraction", "clip fraction")):
-        axes.plot(*_series(records, name), linewidth=1)
-        axes.set(ylabel=label)
+        steps, values = _series(records, name)
+        axes.plot(steps, values, linewidth=1)
+        axes.set(ylabel=label if steps else f"{label}\n(not measured)")
     clip.set(xlabel="iteration")
     for axes in (reward, kl, clip):
         axes.grid(alpha=0.3)

@@ -132,7 +132,7 @@ class PolicyTrainer:
         updates = self._update(experience, micro_batches, iteration)
         clock.lap("update")
         return {"window_start": start, "log_prob_disagreement": _disagreement(trajectory, micro_batches),
-                **update_figures(scores, advantages, updates), "seconds": clock.laps}
+                **update_figures(scores, advantages, updates, self.policy.with_kl), "seconds": clock.laps}
 
     def judge(self, latents, prompts, frames):
         """Decodes latents and asks the rewards, batch by batch; functions that wait for Scores (leaders only)."""

@@ -5,6 +5,7 @@ all processes, so that the draws do not depend on how many processes share the w
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from statistics import NormalDist
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from ospnext_ms.data.latents import LatentDataset
 from ospnext_ms.diffusion.flow import dynamic_shift, training_sigmas
 
 # Last keys of the random streams; those of ospnext_ms.data are smaller.
-_NOISE, _SIGMA, _RANDOM_DATA = 10, 11, 12
+_NOISE, _SIGMA, _RANDOM_DATA, _FIXED_NOISE = 10, 11, 12, 20
 
 
 class RandomSource:
@@ -143,3 +144,40 @@ class StepInputs:
         shift = flow_shift(flow, shape[3:], self.config.model.dit.patch_size)
         sigma = training_sigmas(unshifted_sigma(flow, normal), shift)
         return np.stack(noise), sigma.astype(np.float32)
+
+
+class FixedInputs:
+    """The inputs of VelocityLoss for measuring: the clips, noise and noise levels of an EvalDatasetSection.
+
+    Each clip is taken at `sigmas` levels, the quantiles (j + 1/2) / sigmas of the training distribution, with noise of
+    its own for each, and with its first caption; prompts are not dropped. `len()` is the number of clips.
+
+    Args:
+        section: EvalDatasetSection. flow: FlowSection. dit: DiTConfig. encode: needed where the cache holds videos.
+
+    Raises:
+        FileNotFoundError, ValueError: no finished cache, or fewer clips in it than asked for.
+    """
+
+    def __init__(self, section, flow, dit, encode=None):
+        self.section = section
+        self.flow = flow
+        self.patch_size = dit.patch_size
+        self.dataset = LatentDataset(section.path, batch_size=1, seed=section.seed, text_len=dit.text_len,
+                                     encode=encode)
+        if section.clips > len(self.dataset):
+            raise ValueError(f"eval_dataset.clips is {section.clips}, but {section.path} holds {len(self.dataset)}")
+
+    def __len__(self):
+        return self.section.clips
+
+    def __call__(self, clip):
+        """(x0, noise, sigma, text) of a clip at all its noise levels: batches of `sigmas` samples, fp32."""
+        count = self.section.sigmas
+        latent, text, _ = self.dataset.sample(clip)
+        shift = flow_shift(self.flow, latent.shape[2:], self.patch_size)
+        normal = np.array([NormalDist().inv_cdf((j + 0.5) / count) for j in range(count)])
+        sigma = training_sigmas(unshifted_sigma(self.flow, normal), shift).astype(np.float32)
+        rng = np.random.default_rng([self.section.seed, clip, _FIXED_NOISE])
+        noise = rng.standard_normal((count, *latent.shape), np.float32)
+        return np.stack([latent] * count), noise, sigma, np.stack([text] * count)

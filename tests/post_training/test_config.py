@@ -52,7 +52,7 @@ def test_tiny_prompts_can_be_judged():
 
 
 @pytest.mark.parametrize(("override", "message"), [
-    ("rollout.window.size=8", "window size is 8; with 3 steps it must be from 1 to 2"),
+    ("rollout.window.size=8", "window size is 8; with 2 steps it must be from 1 to 1"),
     ("rollout.group_size=1", "group_size is 1"),
     ("rollout.reward_frames=7", "reward_frames is 7; it must be 4k"),
     ("rollout.reward_frames=33", "reward_frames is 33; video.frames is 17"),

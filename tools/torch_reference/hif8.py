@@ -43,11 +43,12 @@ def round_to_hif8(x):
 def quantise(x, scale_max):
     """(HiF8 numbers fp32, scale fp32 []): x * scale rounded, where scale brings the largest |x| to `scale_max`.
 
-    Raises ValueError where x is not finite.
+    Raises ValueError where x is not finite; while a CUDA graph is recorded everything computed from it is NaN instead.
     """
     x = x.float()
     amax = x.abs().amax() if x.numel() else x.new_zeros(())
-    if not amax.isfinite():
+    recording = amax.is_cuda and torch.cuda.is_current_stream_capturing()
+    if not recording and not amax.isfinite():
         raise ValueError(f"the largest absolute value is {amax.item()}; HiF8 scaling needs finite numbers")
     scale = torch.where(amax > 0, (torch.full_like(amax, scale_max) / amax).clamp_max(MAX_SCALE), 1.0)
     return round_to_hif8(x * scale), scale

@@ -1,0 +1,34 @@
+"""What an iteration's figures say."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ospnext_ms.post_training.figures import update_figures
+from ospnext_ms.post_training.plot import plot_run
+
+
+def figures(with_kl):
+    scores = SimpleNamespace(total=np.array([0.5, np.nan, 1.0]), parts={"a": np.array([1.0, np.nan, 3.0])},
+                             failed={"a": 1})
+    advantages = SimpleNamespace(zero_spread=1, groups=4, incomplete=0)
+    update = {"loss": 1.0, "norm": 2.0, "factor": 1.0, "rate": 1e-3, "rescoring": 0.0, "clip": 0.1,
+              "ratios": np.array([1.0, 1.2]), "kls": np.array([0.25, 0.75])}
+    return update_figures(scores, advantages, [update], with_kl)
+
+
+def test_figures_of_an_iteration():
+    found = figures(True)
+    assert found["reward_mean"] == pytest.approx(0.75)
+    assert found["reward/a"] == pytest.approx(2.0)
+    assert (found["failed/a"], found["zero_spread_share"]) == (1, 0.25)
+    assert (found["clip_fraction"], found["kl"]) == (0.5, 0.5)
+    assert found["ratio_deviation_before"] == pytest.approx(0.2)
+    assert found["ratio_deviation_after"] is None
+
+
+def test_a_kl_that_is_not_computed_is_not_said_to_be_0(tmp_path):
+    assert figures(False)["kl"] is None
+    records = [{"step": step, **figures(False)} for step in (1, 2)]
+    assert plot_run(records, tmp_path / "curve.png").stat().st_size > 5000
