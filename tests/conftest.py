@@ -1,12 +1,14 @@
 """Shared fixtures. MindSpore runs one operator after the other here, so that an error is raised where it happens."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
 
 
 def pytest_configure():
+    _take_one_core()
     if importlib.util.find_spec("mindspore"):
         import mindspore
 
@@ -14,11 +16,20 @@ def pytest_configure():
         mindspore.runtime.launch_blocking()
 
 
+def _take_one_core():
+    """Of several test processes each keeps to a core: MindSpore's threads wait by spinning, in each other's way."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
 def pytest_collection_modifyitems(items):
-    """With several test processes a file's tests stay in one, and so do all that start jobs of real workers."""
+    """With several test processes a file's tests stay in one. The longest file comes first, not alone at the end."""
     for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group("distributed" if folder == "distributed" else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path.name != "test_loop.py")
 
 
 @pytest.fixture(scope="session")
