@@ -8,7 +8,7 @@ import pytest
 
 
 def pytest_configure():
-    _take_one_core()
+    _share_cores()
     if importlib.util.find_spec("mindspore"):
         import mindspore
 
@@ -16,12 +16,13 @@ def pytest_configure():
         mindspore.runtime.launch_blocking()
 
 
-def _take_one_core():
-    """Of several test processes each keeps to a core: MindSpore's threads wait by spinning, in each other's way."""
+def _share_cores():
+    """Several test processes keep to cores of their own: MindSpore's threads wait by spinning, in each other's way."""
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker:
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+        cores, count = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        number = int(worker.removeprefix("gw"))
+        os.sched_setaffinity(0, cores[number::count] or {cores[number % len(cores)]})
 
 
 def pytest_collection_modifyitems(items):
