@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from ospnext_ms.config import load_config
 from ospnext_ms.models.config import QuantConfig
@@ -30,6 +29,7 @@ from ospnext_ms.training.inputs import FixedInputs, StepInputs, open_source
 from tools.tiny_family.loop import Ema
 from tools.tiny_family.recorded import RecordedStep
 from tools.torch_reference import hif8
+from tools.torch_reference.flow import velocity_loss
 from tools.torch_reference.loading import load
 
 CONFIG = Path("yaml_configs/train/tiny.yaml")
@@ -81,12 +81,6 @@ def build(config, recipe, device):
     return load(model, config.load_checkpoint).to(device)
 
 
-def velocity_loss(model, x0, noise, sigma, text):
-    """Mean squared error of the velocity on the straight path from x0 to noise."""
-    sample = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1, 1))
-    return F.mse_loss(model(sample, 1000 * sigma, text), noise - x0)
-
-
 def learning_rate(schedule, step, steps):
     """Linear warm-up, then half a cosine down to lr_end."""
     if step < schedule.warmup_steps:
@@ -98,15 +92,16 @@ def learning_rate(schedule, step, steps):
 def train(config, recipe, device):
     """A network trained as configured, with its averaged weights."""
     model = build(config, recipe, device)
-    named, steps = list(model.named_parameters()), config.runner_config.steps
+    parameters, steps = list(model.parameters()), config.runner_config.steps
     # Norms, biases and modulation are not decayed.
-    decayed = [parameter for name, parameter in named if name.endswith("weight") and "norm" not in name]
-    plain = [parameter for name, parameter in named if not name.endswith("weight") or "norm" in name]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": config.optimizer.weight_decay},
-                                   {"params": plain, "weight_decay": 0.0}], betas=tuple(config.optimizer.betas),
-                                  eps=config.optimizer.eps)
-    parameters = [parameter for _, parameter in named]
-    ema, clip = Ema(model, config.ema.decay), AdaptiveClipper()
+    groups = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[name.endswith("weight") and "norm" not in name].append(parameter)
+    optimizer = torch.optim.AdamW([{"params": groups[True], "weight_decay": config.optimizer.weight_decay},
+                                   {"params": groups[False], "weight_decay": 0.0}],
+                                  betas=tuple(config.optimizer.betas), eps=config.optimizer.eps)
+    ema = Ema(model, config.ema.decay)
+    clip = AdaptiveClipper(config.clipping.decay, config.clipping.deviations, config.clipping.start)
 
     def gradients(*inputs):
         loss = velocity_loss(model, *inputs)

@@ -60,8 +60,8 @@ def _array(x, scale_max, rounding, seed):
 
 
 def _tensor(x, scale_max, rounding, seed):
-    if not on_ascend():
-        # The host's own memory: NumPy needs a quarter of the time of single operators there.
+    if rounding == "stochastic" or not on_ascend():
+        # Random numbers are the host's; and where the tensor is, NumPy needs a quarter of the time of single operators.
         return Tensor(_array(x.astype(ms.float32).asnumpy(), scale_max, rounding, seed)).astype(x.dtype)
     scale = Tensor([1.0], ms.float32)
     if scale_max is not None:
@@ -69,10 +69,7 @@ def _tensor(x, scale_max, rounding, seed):
         scale = scale_for(amax, scale_max)
         if not np.isfinite(scale.asnumpy()).all():
             _format.scale_of(amax.asnumpy()[0], scale_max)
-    if rounding == "nearest":
-        return (_quantize()(x, scale) / scale).astype(x.dtype)
-    scaled = (x.astype(ms.float32) * scale).asnumpy()
-    return (Tensor(_format.decode(_format.encode(scaled, rounding, seed))) / scale).astype(x.dtype)
+    return (_quantize()(x, scale) / scale).astype(x.dtype)
 
 
 @cache

@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import AutoTokenizer
 
 from tools.tiny_family import models
@@ -19,6 +18,7 @@ from tools.tiny_family.recorded import RecordedStep
 from tools.tiny_family.sheet import write_sheet
 from tools.tiny_family.tokenizer import tokenize
 from tools.torch_reference.dit import OSPNextDiT
+from tools.torch_reference.flow import velocity_loss
 from tools.torch_reference.loading import load
 from tools.torch_reference.umt5 import UMT5Encoder
 
@@ -75,10 +75,8 @@ def optimise(model, trained, data, stage, budget, log, seed):
         x0, chosen = draw_batch(latents, stage)
         noise = torch.randn_like(x0)
         sigma = draw_sigmas(len(x0), stage.shift, device)
-        sample = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1, 1))
         with precision_context(stage.precision, device):
-            velocity = model(sample, 1000 * sigma, ids[chosen], mask[chosen])
-        loss = F.mse_loss(velocity.float(), noise - x0)
+            loss = velocity_loss(model, x0, noise, sigma, ids[chosen], mask[chosen])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)

@@ -1,4 +1,4 @@
-"""Sampling by flow matching: x_sigma = sigma * noise + (1 - sigma) * x0, velocity = noise - x0 (arXiv 2605.28691)."""
+"""Flow matching: x_sigma = sigma * noise + (1 - sigma) * x0, velocity = noise - x0 (arXiv 2605.28691)."""
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,15 @@ def inference_sigmas(num_steps, shift):
         raise ValueError(f"num_steps is {num_steps}, shift is {shift}; num_steps must be at least 1, shift positive")
     sigma = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
     return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def velocity_loss(model, x0, noise, sigma, *condition):
+    """Mean squared error of the velocity on the straight paths from x0 to noise.
+
+    x0 and noise [B, C, T, H, W], sigma [B]; `condition` is what `model` takes beside the sample and t = 1000 * sigma.
+    """
+    sample = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1, 1))
+    return F.mse_loss(model(sample, 1000 * sigma, *condition).float(), noise - x0)
 
 
 def guided_velocity(dit, sample, t, text, negative_text, guidance):
