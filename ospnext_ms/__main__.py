@@ -8,12 +8,12 @@ import sys
 # Command -> (module with add_arguments(parser) and run(arguments) -> exit code, one line of help). Modules are imported
 # when their command runs, so that nothing waits for a framework it does not need.
 COMMANDS = {
-    "generate": ("ospnext_ms.pipelines.generate", "make videos from prompts"),
-    "prepare-data": ("ospnext_ms.pipelines.prepare_data", "make the cache of latents and texts that training reads"),
-    "train": ("ospnext_ms.training.train", "fine-tune a transformer on prepared videos"),
-    "post-train": ("ospnext_ms.post_training.command", "train adapters of a transformer on rewards"),
-    "plan": ("ospnext_ms.planning.command", "memory, operations and communication of a run, before it starts"),
-    "doctor": ("ospnext_ms.doctor", "show what this machine can run"),
+    "generate": ("ospnext_ms.commands.generate", "make videos from prompts"),
+    "prepare-data": ("ospnext_ms.commands.prepare_data", "make the cache of latents and texts that training reads"),
+    "train": ("ospnext_ms.commands.train", "fine-tune a transformer on prepared videos"),
+    "post-train": ("ospnext_ms.commands.post_train", "train adapters of a transformer on rewards"),
+    "plan": ("ospnext_ms.commands.plan", "memory, operations and communication of a run, before it starts"),
+    "doctor": ("ospnext_ms.commands.doctor", "show what this machine can run"),
 }
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)

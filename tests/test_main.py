@@ -3,13 +3,11 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from ospnext_ms import __main__ as command_line
-
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
 
 
 def run(*arguments):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ospnext_ms.models.config import DiTConfig
-from tests.compare import relative_error
+from tests.support.compare import relative_error
 
 CONFIG = DiTConfig(1536, 8960, 12, 30, 256, 4096, 512, skiparse="dual_end", num_full_blocks=8)
 LATENT_SHAPE = (1, 16, 2, 60, 104)
@@ -48,7 +48,7 @@ def _run_mindspore(folder):
     from mindspore.nn.utils import no_init_parameters
 
     from ospnext_ms.models.dit import OSPNextDiT
-    from ospnext_ms.weights import load_weights
+    from ospnext_ms.storage.weights import load_weights
 
     with no_init_parameters():
         net = OSPNextDiT(CONFIG)

@@ -20,10 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.checkpoint.convert import DIRECTIONS, convert  # noqa: E402
-from tools.checkpoint.lora import convert_lora, merge_lora  # noqa: E402
-from tools.checkpoint.names import NAMINGS  # noqa: E402
-from tools.checkpoint.shapes import KINDS  # noqa: E402
+from tools.conversion.convert import DIRECTIONS, convert  # noqa: E402
+from tools.conversion.lora import convert_lora, merge_lora  # noqa: E402
+from tools.conversion.names import NAMINGS  # noqa: E402
+from tools.conversion.shapes import KINDS  # noqa: E402
 
 
 def build_parser():

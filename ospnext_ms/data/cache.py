@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ospnext_ms.files import atomic_path
-from ospnext_ms.fingerprint import of_values
-from ospnext_ms.safetensors_io import ArrayTensor, read_header, write_file
+from ospnext_ms.storage.files import atomic_path
+from ospnext_ms.storage.fingerprint import of_values
+from ospnext_ms.storage.safetensors_io import ArrayTensor, read_header, write_file
 
 INDEX = "index.json"
 SETTINGS = "settings.json"

@@ -75,6 +75,17 @@ def read_clip(path, start, fps, num_frames, height, width):
     return clip
 
 
+def draw_start(rng, part, frames, fps, source_fps):
+    """A random time in `part` (start, stop) from which a clip fits; its beginning where only that does."""
+    room = part[1] - part[0] - clip_span(frames, fps, source_fps)
+    return part[0] + max(room, 0.0) * float(rng.random())
+
+
+def clip_span(frames, fps, source_fps):
+    """Seconds that a clip takes: up to the beginning of its last frame, and that frame's own duration in the file."""
+    return (frames - 1) / fps + 1 / source_fps
+
+
 def check_decodes(path, start, stop):
     """Decodes everything between two times; raises as `read_clip` where that fails."""
     with _opened(path) as (container, stream):

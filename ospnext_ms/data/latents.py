@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ospnext_ms.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from ospnext_ms.data.cache import Cache
-from ospnext_ms.data.clips import read_clip
+from ospnext_ms.data.clips import draw_start, read_clip
 from ospnext_ms.data.order import EpochOrder
-from ospnext_ms.data.selection import draw_start
+from ospnext_ms.models.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 
 # Last key of the random streams; EpochOrder's end in other numbers.
 _CAPTION, _START = 2, 3

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from ospnext_ms.files import atomic_path
+from ospnext_ms.storage.files import atomic_path
 
 THUMBNAIL_WIDTH = 240
 GRID_CELL_WIDTH = 320

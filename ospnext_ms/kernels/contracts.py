@@ -7,13 +7,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from ospnext_ms.hif8_format import nearest_values, round_nearest
 from ospnext_ms.kernels import hif8
 from ospnext_ms.kernels.activations import GELU
 from ospnext_ms.kernels.attention import Attention, default_attention
 from ospnext_ms.kernels.device import on_ascend
 from ospnext_ms.kernels.norms import layer_norm, rms_norm
 from ospnext_ms.kernels.rotary import RotatePairs
-from ospnext_ms.quant.format import nearest_values, round_nearest
 
 # Largest relative Frobenius error: a few roundings of the dtype.
 TOLERANCE = {ms.float32: 1e-5, ms.bfloat16: 2e-2}

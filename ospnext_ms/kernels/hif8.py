@@ -12,9 +12,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from ospnext_ms import hif8_format as hif8
 from ospnext_ms.kernels.collectives import AllMax, ProcessGroup
 from ospnext_ms.kernels.device import on_ascend
-from ospnext_ms.quant import format as hif8
 
 BACKENDS = ("auto", "native", "emulate")
 PROBE_SIZE = 16

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ospnext_ms.quant.format import MAX_VALUE, SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
+from ospnext_ms.hif8_format import MAX_VALUE, SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
 
+# Pixels and frames of video for one of the latent (Wan2.1's VAE).
+SPATIAL_COMPRESSION = 8
+TEMPORAL_COMPRESSION = 4
 SKIPARSE_LAYOUTS = ("dual_end", "full")
 
 

@@ -12,9 +12,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
+from ospnext_ms.kernels.assign import assign_values
 from ospnext_ms.models.layers import project
 from ospnext_ms.models.lora_config import LoRAConfig, merged_weight
-from ospnext_ms.weights import assign_values
 
 __all__ = ["Adapters", "LoRAConfig", "LowRank", "merged_weight"]
 

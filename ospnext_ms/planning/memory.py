@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ospnext_ms.planning import shapes
 from ospnext_ms.skiparse import SkiparsePlan
-from ospnext_ms.training.parts import PART_SIZE
+from ospnext_ms.training.chunks import PART_SIZE
 
 # FlashAttentionScore keeps the maximum and the sum of the softmax, 8 fp32 values each.
 _FLASH_STATISTICS = 64

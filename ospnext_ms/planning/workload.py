@@ -5,16 +5,17 @@ from pathlib import Path
 
 import yaml
 
-from ospnext_ms.config import GenerateConfig, ParallelSection
+from ospnext_ms.config.generate import GenerateConfig
+from ospnext_ms.config.post_train import PostTrainConfig
+from ospnext_ms.config.prepare_data import PrepareDataConfig, check_bucket
+from ospnext_ms.config.reader import load_config, parse_yaml
+from ospnext_ms.config.sections import ParallelSection
+from ospnext_ms.config.train import TrainConfig
 from ospnext_ms.data.cache import INDEX, Cache
-from ospnext_ms.data.config import PrepareDataConfig, check_bucket
 from ospnext_ms.data.latents import latent_grid
 from ospnext_ms.models.config import DiTConfig, UMT5Config
 from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.parallel.degrees import check_generation, check_parallel
-from ospnext_ms.post_training.config import PostTrainConfig
-from ospnext_ms.training.config import TrainConfig
-from ospnext_ms.yaml_reader import load_config, parse_yaml
 
 RUN_MODES = {"generate": GenerateConfig, "train": TrainConfig, "finetune": TrainConfig, "post_train": PostTrainConfig}
 # 720P, 5 seconds: what OSP-Next is made for (arXiv 2605.28691).

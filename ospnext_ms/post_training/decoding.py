@@ -4,16 +4,16 @@ import numpy as np
 from mindspore import Tensor, float32
 from mindspore.nn.utils import no_init_parameters
 
+from ospnext_ms.generation.text_to_video import to_uint8
 from ospnext_ms.models.vae import Tiling, WanVAE
-from ospnext_ms.pipelines.text_to_video import to_uint8
-from ospnext_ms.weights import load_weights
+from ospnext_ms.storage.weights import load_weights
 
 
 class FrameDecoder:
     """Latent [16, T, h, w] -> frames uint8 [F, H, W, 3], one video a call; the VAE computes in fp32, as it serves.
 
     Args:
-        section: VAESection. runtime: pipelines.runtime.Runtime.
+        section: VAESection. runtime: runtime.Runtime.
     """
 
     def __init__(self, section, runtime):

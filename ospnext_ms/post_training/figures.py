@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ospnext_ms.post_training.plot import plot_run
-from ospnext_ms.training.monitor import Monitor, StepClock, format_seconds, read_metrics
+from ospnext_ms.reporting.monitor import Monitor, StepClock, format_seconds, read_metrics
+from ospnext_ms.reporting.policy_curves import plot_run
 
 CURVES = "reward_curve.png"
 

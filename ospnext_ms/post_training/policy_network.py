@@ -5,10 +5,10 @@ from mindspore.nn.utils import no_init_parameters
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.models.lora import Adapters
 from ospnext_ms.parallel.sharding import ShardedWeights
-from ospnext_ms.peft_format import read_adapter
-from ospnext_ms.pipelines.runtime import DTYPES
 from ospnext_ms.post_training.policy import GuidedVelocity, PolicyLoss, StepLogProb
-from ospnext_ms.weights import load_weights
+from ospnext_ms.runtime import DTYPES
+from ospnext_ms.storage.peft_format import read_adapter
+from ospnext_ms.storage.weights import load_weights
 
 
 class Policy:
@@ -17,7 +17,7 @@ class Policy:
     `velocity` and `step_log_prob` are compiled; `loss` is left to whoever takes its gradient.
 
     Args:
-        config: PostTrainConfig. runtime: pipelines.runtime.Runtime. mesh: parallel.mesh.Mesh.
+        config: PostTrainConfig. runtime: runtime.Runtime. mesh: parallel.mesh.Mesh.
     """
 
     def __init__(self, config, runtime, mesh):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ospnext_ms.pipelines.encoders import TextEncoder
-from ospnext_ms.pipelines.runtime import release_memory
+from ospnext_ms.generation.encoders import TextEncoder
+from ospnext_ms.runtime import release_memory
 
 
 def embed_texts(model, texts, runtime):

@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
-from ospnext_ms import fingerprint
-from ospnext_ms.files import atomic_path
+from ospnext_ms.config.post_train import MAY_CHANGE
+from ospnext_ms.diffusion.windows import window_start
+from ospnext_ms.generation.requests import read_prompts
 from ospnext_ms.kernels.collectives import AllGather
-from ospnext_ms.peft_format import write_adapter
-from ospnext_ms.pipelines.requests import read_prompts
 from ospnext_ms.post_training.advantages import group_advantages
-from ospnext_ms.post_training.config import MAY_CHANGE
 from ospnext_ms.post_training.decoding import FrameDecoder
 from ospnext_ms.post_training.evaluation import Evaluation
 from ospnext_ms.post_training.figures import PolicyMonitor, update_figures
@@ -38,7 +36,9 @@ from ospnext_ms.post_training.update import (
     plan_micro_batches,
     score,
 )
-from ospnext_ms.post_training.windows import window_start
+from ospnext_ms.storage import fingerprint
+from ospnext_ms.storage.files import atomic_path
+from ospnext_ms.storage.peft_format import write_adapter
 from ospnext_ms.training.clipping import AdaptiveClipper
 from ospnext_ms.training.ema import Ema
 from ospnext_ms.training.optimizer import make_optimizer, make_schedule, set_learning_rate
@@ -50,7 +50,7 @@ class PolicyTrainer:
     """One run of `post-train` on this process.
 
     Args:
-        config: PostTrainConfig. runtime: pipelines.runtime.Runtime. mesh: parallel.mesh.Mesh.
+        config: PostTrainConfig. runtime: runtime.Runtime. mesh: parallel.mesh.Mesh.
 
     Raises:
         FileNotFoundError, ValueError: something the configuration names is not there or does not fit.

@@ -1,4 +1,4 @@
-"""HiFloat8 for NumPy arrays and MindSpore tensors, and its linear layer. `format.py` defines the numbers."""
+"""HiFloat8 for NumPy arrays and MindSpore tensors, and its linear layer. `hif8hif8_format.py` defines the numbers."""
 
 from functools import cache
 
@@ -6,29 +6,29 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
+from ospnext_ms import hif8_format
+from ospnext_ms.hif8_format import MAX_VALUE, NAN, ROUNDINGS, check_rounding
 from ospnext_ms.kernels.device import on_ascend
 from ospnext_ms.kernels.hif8 import Amax, Quantize, scale_for
-from ospnext_ms.quant import format as _format
-from ospnext_ms.quant.format import MAX_VALUE, NAN, ROUNDINGS, check_rounding
 from ospnext_ms.quant.layers import HiF8Linear
 
 __all__ = ["MAX_VALUE", "NAN", "ROUNDINGS", "HiF8Linear", "decode", "encode", "quantize_dequantize"]
 
 
 def encode(x, rounding="nearest", seed=None):
-    """HiF8 codes of a float array (or tensor): uint8 array (or tensor) of its shape. See format.encode."""
+    """HiF8 codes of a float array (or tensor): uint8 array (or tensor) of its shape. See hif8_format.encode."""
     if not isinstance(x, Tensor):
-        return _format.encode(x, rounding, seed)
-    return Tensor(_format.encode(x.astype(ms.float32).asnumpy(), rounding, seed))
+        return hif8_format.encode(x, rounding, seed)
+    return Tensor(hif8_format.encode(x.astype(ms.float32).asnumpy(), rounding, seed))
 
 
 def decode(codes):
     """fp32 values of HiF8 codes, array or tensor. Raises ValueError where they are not uint8."""
     if not isinstance(codes, Tensor):
-        return _format.decode(codes)
+        return hif8_format.decode(codes)
     if codes.dtype != ms.uint8:
         raise ValueError(f"HiF8 codes have dtype {codes.dtype}; expected UInt8")
-    return ops.gather(Tensor(_format.values()), codes.astype(ms.int32), 0)
+    return ops.gather(Tensor(hif8_format.values()), codes.astype(ms.int32), 0)
 
 
 def quantize_dequantize(x, scale_max=None, rounding="nearest", seed=None):
@@ -37,10 +37,10 @@ def quantize_dequantize(x, scale_max=None, rounding="nearest", seed=None):
     Args:
         x: any float dtype.
         scale_max: scale x so that its largest |x| becomes this, and scale back. Without it x is rounded as it is.
-        rounding, seed: see format.encode.
+        rounding, seed: see hif8_format.encode.
 
     Raises:
-        ValueError: scale_max with numbers that are not finite, or not between 0 and 32768; see also format.encode.
+        ValueError: scale_max with numbers that are not finite, or not between 0 and 32768; see also hif8_format.encode.
     """
     check_rounding(rounding, seed)
     if scale_max is not None and not 0 < scale_max <= MAX_VALUE:
@@ -50,13 +50,13 @@ def quantize_dequantize(x, scale_max=None, rounding="nearest", seed=None):
 
 def _array(x, scale_max, rounding, seed):
     dtype = np.asarray(x).dtype
-    x = _format.as_float32(x)
+    x = hif8_format.as_float32(x)
     scale = np.float32(1)
     if scale_max is not None:
-        scale = _format.scale_of(np.float32(max(x.max(), -x.min()) if x.size else 0), scale_max)
+        scale = hif8_format.scale_of(np.float32(max(x.max(), -x.min()) if x.size else 0), scale_max)
     if rounding == "nearest":
-        return _format.round_nearest(x, scale, rescale=scale_max is not None).astype(dtype, copy=False)
-    return (_format.decode(_format.encode(x * scale, rounding, seed)) / scale).astype(dtype, copy=False)
+        return hif8_format.round_nearest(x, scale, rescale=scale_max is not None).astype(dtype, copy=False)
+    return (hif8_format.decode(hif8_format.encode(x * scale, rounding, seed)) / scale).astype(dtype, copy=False)
 
 
 def _tensor(x, scale_max, rounding, seed):
@@ -68,7 +68,7 @@ def _tensor(x, scale_max, rounding, seed):
         amax = _amax()(x)
         scale = scale_for(amax, scale_max)
         if not np.isfinite(scale.asnumpy()).all():
-            _format.scale_of(amax.asnumpy()[0], scale_max)
+            hif8_format.scale_of(amax.asnumpy()[0], scale_max)
     return (_quantize()(x, scale) / scale).astype(x.dtype)
 
 

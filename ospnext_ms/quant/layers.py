@@ -10,9 +10,9 @@ The gradient passes straight through the roundings.
 import mindspore as ms
 from mindspore import nn, ops
 
+from ospnext_ms.hif8_format import SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
 from ospnext_ms.kernels.hif8 import ALONE, MatMul, Quantize, Scale, choose_backend
 from ospnext_ms.models.layers import Linear
-from ospnext_ms.quant.format import SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
 from ospnext_ms.quant.recipe import HiF8Recipe
 
 

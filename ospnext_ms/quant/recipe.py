@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from ospnext_ms.hif8_format import MAX_VALUE, SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
 from ospnext_ms.kernels.collectives import ProcessGroup
 from ospnext_ms.kernels.hif8 import choose_backend
-from ospnext_ms.quant.format import MAX_VALUE, SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import contextlib
 
 from mindspore import Parameter, ParameterTuple, nn, ops
 
-from ospnext_ms.training.parts import in_parts
-from ospnext_ms.weights import assign_values
+from ospnext_ms.kernels.assign import assign_values
+from ospnext_ms.training.chunks import in_parts
 
 
 class AveragePart(nn.Cell):
@@ -33,7 +33,7 @@ class Ema:
     Args:
         parameters: what is averaged; their values at this moment start the average.
 
-    Attributes: parameters, averages; parts, a Cell for some of them each (see parts.py), whose input is 1 - decay as a
+    Attributes: parameters, averages; parts, a Cell for some of them each (see chunks.py), whose input is 1 - decay as a
     scalar fp32 tensor (see `share`), so that it is not compiled in.
     """
 

@@ -12,20 +12,20 @@ import mindspore as ms
 import numpy as np
 from mindspore.nn.utils import no_init_parameters
 
-from ospnext_ms import fingerprint
+from ospnext_ms.config.train import MAY_CHANGE
 from ospnext_ms.data.cache import Cache
-from ospnext_ms.files import atomic_path
 from ospnext_ms.models.flops import forward_flops
 from ospnext_ms.parallel.sharding import ShardedWeights
 from ospnext_ms.quant.recipe import describe
-from ospnext_ms.safetensors_io import read_headers
-from ospnext_ms.training.checkpoint_files import is_group, problems_of
+from ospnext_ms.reporting.monitor import Monitor, StepClock, model_flops_utilisation
+from ospnext_ms.storage import fingerprint
+from ospnext_ms.storage.files import atomic_path
+from ospnext_ms.storage.open_weights import read_headers
+from ospnext_ms.storage.training_checkpoint import is_group, problems_of
 from ospnext_ms.training.clipping import AdaptiveClipper
-from ospnext_ms.training.config import MAY_CHANGE
 from ospnext_ms.training.ema import Ema
 from ospnext_ms.training.evaluation import FixedSet
 from ospnext_ms.training.inputs import StepInputs, open_source, samples_per_step
-from ospnext_ms.training.monitor import Monitor, StepClock, model_flops_utilisation
 from ospnext_ms.training.network import VelocityLoss, build_network
 from ospnext_ms.training.optimizer import make_optimizer, make_schedule, set_learning_rate
 from ospnext_ms.training.resume import open_run, run_state
@@ -39,7 +39,7 @@ class Trainer:
     Everything that the configuration names is opened and compared when it is made, before the first step.
 
     Args:
-        config: TrainConfig. runtime: pipelines.runtime.Runtime. mesh: parallel.mesh.Mesh.
+        config: TrainConfig. runtime: runtime.Runtime. mesh: parallel.mesh.Mesh.
 
     Raises:
         FileNotFoundError, ValueError: something the configuration names is not there or does not fit; a damaged
@@ -81,7 +81,7 @@ class Trainer:
         clock = StepClock(total - self.steps_done)
         # The VAE runs on the device, which is the main thread's.
         for inputs in self.inputs.ahead(self.steps_done, total, threaded=config.model.vae is None):
-            # What tools/save_overhead.py tells the cost of saving from.
+            # What tools/experiments/save_overhead.py tells the cost of saving from.
             saving = {"saving": self.store.saving, "save_seconds": self.save_seconds}
             self.save_seconds = 0.0
             figures = self._train(inputs) | saving
@@ -171,7 +171,7 @@ class Trainer:
         """The VAE for a cache that holds videos, None where the configuration has none."""
         if self.config.model.vae is None:
             return None
-        from ospnext_ms.pipelines.encoders import ClipEncoder
+        from ospnext_ms.generation.encoders import ClipEncoder
 
         return ClipEncoder(self.config.model.vae, self.runtime)
 

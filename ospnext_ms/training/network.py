@@ -5,14 +5,14 @@ from mindspore import nn, ops
 
 from ospnext_ms.diffusion.flow import add_noise, velocity_target
 from ospnext_ms.models.dit import OSPNextDiT
-from ospnext_ms.pipelines.runtime import DTYPES
+from ospnext_ms.runtime import DTYPES
 
 
 def build_network(section, runtime, mesh=None, recompute=False):
     """OSPNextDiT for training: fp32 master weights, matrix products in the run's dtype.
 
     Args:
-        section: TrainDiTSection. runtime: pipelines.runtime.Runtime. mesh: parallel.mesh.Mesh, None for one process.
+        section: TrainDiTSection. runtime: runtime.Runtime. mesh: parallel.mesh.Mesh, None for one process.
         recompute: keep only the blocks' inputs for the backward pass.
     """
     sequence = None

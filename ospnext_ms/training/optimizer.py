@@ -7,8 +7,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import ParameterTuple, Tensor, ops
 
+from ospnext_ms.training.chunks import in_parts
 from ospnext_ms.training.mindformers import load_mindformers
-from ospnext_ms.training.parts import in_parts
 
 UNDECAYED = ("norm", "bias", "modulation")
 
@@ -37,7 +37,7 @@ def make_optimizer(parameters, *, betas, eps, weight_decay):
 
 
 class AdamWInParts:
-    """mindformers' AdamW (unfused: the fused one needs Ascend), one for some of the parameters each, see parts.py.
+    """mindformers' AdamW (unfused: the fused one needs Ascend), one for some of the parameters each, see chunks.py.
 
     Attributes: parts; parameters, exp_avg and exp_avg_sq of all parts, in the order of gradients.
     """

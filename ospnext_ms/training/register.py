@@ -8,8 +8,8 @@
 Importing it imports mindformers, so nothing else here does.
 """
 
+from ospnext_ms.config.train import TrainConfig
 from ospnext_ms.models.dit import OSPNextDiT
-from ospnext_ms.training.config import TrainConfig
 from ospnext_ms.training.loop import Trainer
 from ospnext_ms.training.mindformers import load_mindformers
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
+from ospnext_ms.config.reader import read_section
 from ospnext_ms.kernels.collectives import AllGather
-from ospnext_ms.training.checkpoint import CheckpointStore
-from ospnext_ms.yaml_reader import read_section
+from ospnext_ms.storage.checkpoint_store import CheckpointStore
 
 CHECKPOINTS = "checkpoints"
 

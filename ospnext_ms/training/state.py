@@ -3,8 +3,8 @@
 import numpy as np
 from mindspore import Tensor
 
-from ospnext_ms.training.checkpoint_files import Piece
-from ospnext_ms.weights import mismatch_report
+from ospnext_ms.storage.training_checkpoint import Piece
+from ospnext_ms.storage.weights import mismatch_report
 
 PARAMETERS, EMA, MOMENTS, SQUARES = "parameters", "ema", "adam_m", "adam_v"
 
@@ -25,7 +25,7 @@ def load_tensors(parameters, tensors, sharded, what):
         raise ValueError(f"{what} does not fit the model, nothing was loaded:\n" + "\n".join(report))
     for name, parameter in parameters.items():
         shard = sharded.cut(name, tensors[name].numpy())
-        # set_data, as the parameter may have no memory yet; nothing has been compiled (see weights.assign_values).
+        # set_data, as the parameter may have no memory yet; nothing has been compiled (see kernels.assign).
         parameter.set_data(Tensor(np.ascontiguousarray(shard), parameter.dtype))
 
 

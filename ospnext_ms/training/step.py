@@ -1,7 +1,7 @@
 """One training step in three stages: gradients, their sum over the processes, the update.
 
 Between the stages stands the host, which looks at loss and norm before anything is changed. What is done to every
-parameter alike is compiled for some parameters at a time (see parts.py).
+parameter alike is compiled for some parameters at a time (see chunks.py).
 """
 
 import itertools
@@ -13,7 +13,7 @@ from mindspore import Tensor, nn, ops
 
 from ospnext_ms.kernels.collectives import AllGather
 from ospnext_ms.parallel.gradients import GradientReducer
-from ospnext_ms.training.parts import in_parts
+from ospnext_ms.training.chunks import in_parts
 
 
 class _Accumulate(nn.Cell):
@@ -84,7 +84,7 @@ class TrainStep:
 
     Args:
         loss: Cell from a step's inputs to a scalar. optimizer: optimizer.AdamWInParts. ema: Ema of its parameters.
-        runtime: pipelines.runtime.Runtime. mesh: parallel.mesh.Mesh. sharded: ShardedWeights of the network.
+        runtime: runtime.Runtime. mesh: parallel.mesh.Mesh. sharded: ShardedWeights of the network.
     """
 
     def __init__(self, loss, optimizer, ema, runtime, mesh, sharded):

@@ -8,7 +8,7 @@ import pytest
 
 from ospnext_ms.data.clips import check_decodes, fit, measure_motion, probe, read_clip
 from ospnext_ms.data.video import write_mp4
-from tests.data.videos import counting_frames, numbers, panning, write_counting, write_with
+from tests.support.videos import counting_frames, numbers, panning, write_counting, write_with
 
 
 @pytest.fixture(scope="module")

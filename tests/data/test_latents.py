@@ -8,7 +8,7 @@ import pytest
 
 from ospnext_ms.data.cache import INDEX, clips_shard
 from ospnext_ms.data.latents import LatentDataset
-from tests.data.caches import make_cache
+from tests.support.caches import make_cache
 
 SETTINGS = dict(batch_size=2, seed=5, text_len=6)
 

@@ -9,7 +9,7 @@ from mindspore import Tensor
 
 from ospnext_ms.diffusion.flow import inference_sigmas
 from ospnext_ms.diffusion.sampler import euler_step, guided_velocity, make_sampler, noise_std, sde_step
-from tests.diffusion import toy
+from tests.support import toy
 
 SHAPE = (3, 4, 5, 8, 10)
 LEVELS = {"first": (1.0, 0.97, 1.0), "middle": (0.7, 0.61, 0.5), "late": (0.2, 0.05, 0.35)}

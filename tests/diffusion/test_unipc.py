@@ -6,8 +6,8 @@ from mindspore import Tensor
 
 from ospnext_ms.diffusion.sampler import make_sampler
 from ospnext_ms.diffusion.unipc import SIGMA_MAX
-from tests.compare import relative_error
-from tests.diffusion import toy
+from tests.support import toy
+from tests.support.compare import relative_error
 
 NOISE = np.random.default_rng(0).standard_normal((2, 4, 3, 6, 6)).astype(np.float32)
 

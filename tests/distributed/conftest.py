@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from tests.distributed.cases import MODEL
-from tests.distributed.launch import run_workers
 from tests.distributed.model_files import write_model
 from tests.distributed.worker import write_expected
+from tests.support.msrun import run_workers
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,12 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
-from ospnext_ms.config import ParallelSection
+from ospnext_ms.config.sections import ParallelSection
+from ospnext_ms.hif8_format import round_nearest
 from ospnext_ms.models.config import DiTConfig, QuantConfig
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.parallel.mesh import make_mesh, start_processes
 from ospnext_ms.parallel.sequence import ParallelSequence
-from ospnext_ms.quant.format import round_nearest
 from ospnext_ms.skiparse import SkiparsePlan
 from tests.distributed.worker import Loss, inputs, random_weights
 

@@ -5,8 +5,8 @@ import mindspore as ms
 from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
 from ospnext_ms.models.umt5 import UMT5Config, UMT5Encoder
 from ospnext_ms.models.vae import VAEConfig, WanVAE
-from ospnext_ms.weights import save_weights
-from tests.pipelines.conftest import TOKENIZER
+from ospnext_ms.storage.weights import save_weights
+from tests.generation.conftest import TOKENIZER
 
 VAE = {"dim": 4}
 

@@ -2,7 +2,9 @@
 
 import pytest
 
-from ospnext_ms.config import ConfigError, GenerateParallelSection, ParallelSection, read_section
+from ospnext_ms.config.generate import GenerateParallelSection
+from ospnext_ms.config.reader import ConfigError, read_section
+from ospnext_ms.config.sections import ParallelSection
 from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.parallel.degrees import check_generation, check_parallel, layout
 from ospnext_ms.parallel.mesh import Mesh

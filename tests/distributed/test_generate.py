@@ -9,10 +9,11 @@ import numpy as np
 import psutil
 import pytest
 
-from ospnext_ms.config import GenerateConfig, load_config
+from ospnext_ms.config.generate import GenerateConfig
+from ospnext_ms.config.reader import load_config
 from ospnext_ms.data.video import read_video
-from ospnext_ms.pipelines.generate import generate
-from tests.distributed.launch import ROOT, end, environment, msrun_command, run_workers
+from ospnext_ms.generation.generate import generate
+from tests.support.msrun import ROOT, end, environment, msrun_command, run_workers
 
 DEADLINE_SECONDS = 60
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.distributed.launch import run_workers
+from tests.support.msrun import run_workers
 
 
 @pytest.mark.parametrize("degrees", [(2, 1), pytest.param((2, 2), marks=pytest.mark.slow),

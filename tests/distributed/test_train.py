@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from ospnext_ms.parallel.mesh import Mesh
-from ospnext_ms.pipelines.runtime import start
-from ospnext_ms.training.checkpoint_files import open_checkpoint
+from ospnext_ms.reporting.monitor import read_metrics
+from ospnext_ms.runtime import start
+from ospnext_ms.storage.training_checkpoint import open_checkpoint
 from ospnext_ms.training.loop import Trainer
-from ospnext_ms.training.monitor import read_metrics
-from tests.distributed.launch import run_workers
-from tests.training import runs
+from tests.support import train_runs as runs
+from tests.support.msrun import run_workers
 
 STEPS, MORE = 2, 4
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ospnext_ms.config import load_config
+from ospnext_ms.config.reader import load_config
+from ospnext_ms.config.train import TrainConfig
 from ospnext_ms.parallel.mesh import start_processes
-from ospnext_ms.pipelines.runtime import start
-from ospnext_ms.training.config import TrainConfig
+from ospnext_ms.runtime import start
 from ospnext_ms.training.loop import Trainer
 
 

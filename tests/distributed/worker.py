@@ -16,7 +16,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from ospnext_ms.config import GenerateConfig, GenerateParallelSection, ParallelSection, load_config
+from ospnext_ms.config.generate import GenerateConfig, GenerateParallelSection
+from ospnext_ms.config.reader import load_config
+from ospnext_ms.config.sections import ParallelSection
+from ospnext_ms.generation.team import make_team
+from ospnext_ms.generation.text_to_video import TextToVideo
 from ospnext_ms.kernels.attention import Attention
 from ospnext_ms.kernels.collectives import AllReduceSum
 from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
@@ -25,12 +29,10 @@ from ospnext_ms.parallel.gradients import GradientReducer
 from ospnext_ms.parallel.mesh import make_mesh, start_processes, world_size
 from ospnext_ms.parallel.sequence import ParallelSequence
 from ospnext_ms.parallel.sharding import ShardedWeights
-from ospnext_ms.pipelines.runtime import start
-from ospnext_ms.pipelines.team import make_team
-from ospnext_ms.pipelines.text_to_video import TextToVideo
-from tests.compare import relative_error
+from ospnext_ms.runtime import start
 from tests.distributed.cases import EXCHANGES, GENERATION, GRIDS, MODEL, UNEVEN, cases
-from tests.distributed.launch import TIMEOUT_SECONDS
+from tests.support.compare import relative_error
+from tests.support.msrun import TIMEOUT_SECONDS
 
 CONFIG = DiTConfig(**MODEL)
 

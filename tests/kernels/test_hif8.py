@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from ospnext_ms.hif8_format import round_nearest
 from ospnext_ms.kernels import hif8
-from ospnext_ms.quant.format import round_nearest
 
 
 class FakeTensor:

@@ -12,7 +12,7 @@ from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.models.dit import DiTBlock
 from ospnext_ms.models.layers import Linear
 from ospnext_ms.models.sequence import PackedSequence
-from tests.compare import relative_error
+from tests.support.compare import relative_error
 
 
 def _qkv(num_queries, num_keys, seed=0):

@@ -1,7 +1,6 @@
 """The MindSpore DiT against the original network's numbers, torch_reference and the published parameter names."""
 
 import json
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -12,10 +11,10 @@ from mindspore.nn.utils import no_init_parameters
 from safetensors.numpy import load_file
 
 from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
-from tests.compare import relative_error
+from tests.support.compare import relative_error
+from tests.support.paths import FACTS
 from tools.torch_reference.dit import OSPNextDiT as TorchDiT
 
-FACTS = Path(__file__).parents[1] / "facts"
 SMALL = dict(dim=64, ffn_dim=128, num_heads=4, num_layers=8, freq_dim=64, text_dim=32, text_len=16)
 SIZES = {
     "14b": DiTConfig(5120, 13824, 40, 40, 256, 4096, 512, num_full_blocks=8),

@@ -10,7 +10,7 @@ from mindspore import Tensor, nn, ops
 from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
 from ospnext_ms.models.layers import Linear
 from ospnext_ms.models.lora import Adapters, LoRAConfig
-from tests.compare import relative_error
+from tests.support.compare import relative_error
 
 CONFIG = DiTConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=4, freq_dim=16, text_dim=8, text_len=4,
                    num_full_blocks=0)

@@ -1,7 +1,6 @@
 """UMT5 against the original network's numbers, the PyTorch reference and the checkpoint's parameter names."""
 
 import json
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -11,7 +10,8 @@ from mindspore.nn.utils import no_init_parameters
 from safetensors.numpy import load_file
 
 from ospnext_ms.models.umt5 import UMT5Config, UMT5Encoder, position_buckets
-from tests.compare import relative_error
+from tests.support.compare import relative_error
+from tests.support.paths import FACTS
 
 GOLDEN = UMT5Config(vocab_size=128, dim=64, ffn_dim=128, num_heads=4, num_layers=2)
 XXL = UMT5Config(vocab_size=256384, dim=4096, ffn_dim=10240, num_heads=64, num_layers=24)
@@ -64,7 +64,7 @@ def test_padding_has_no_influence(encoder, arrays):
 
 
 def test_parameter_names_of_the_checkpoint():
-    expected = json.loads((Path(__file__).parents[1] / "facts" / "umt5_xxl_encoder_names.json").read_text())
+    expected = json.loads((FACTS / "umt5_xxl_encoder_names.json").read_text())
     with no_init_parameters():
         encoder = UMT5Encoder(XXL, ms.bfloat16)
     assert {p.name: list(p.shape) for p in encoder.get_parameters()} == expected

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -15,11 +14,11 @@ from mindspore.nn.utils import no_init_parameters
 from safetensors.numpy import load_file
 
 from ospnext_ms.models.vae import LATENT_MEAN, LATENT_STD, VAEConfig, WanVAE
-from tests.compare import relative_error
+from tests.support.compare import relative_error
+from tests.support.paths import ROOT
 from tools.torch_reference.vae import WanVAE as TorchVAE
 
-REPOSITORY = Path(__file__).parents[2]
-NAMES = REPOSITORY / "tests/facts/wan_vae_names.json"
+NAMES = ROOT / "tests/facts/wan_vae_names.json"
 
 
 def set_weights(vae, weights):
@@ -202,7 +201,7 @@ print(peaks[1] - peaks[0])
 def test_peak_memory_does_not_grow_with_the_number_of_frames(kind, compiled, tmp_path):
     """40 latent frames more cost the longer video (18 MiB) or nothing; keeping their caches costs over 170 MiB."""
     done = subprocess.run([sys.executable, "-c", PEAK_MEMORY, kind, str(compiled)], capture_output=True, text=True,
-                          cwd=tmp_path, check=False, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+                          cwd=tmp_path, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr[-2000:]
     growth_mib = float(done.stdout.split()[-1])
     longer_video_mib = 173 * 3 * 96 * 96 * 4 / 2**20 if kind == "encode" else 0

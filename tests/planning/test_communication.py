@@ -7,7 +7,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
-from ospnext_ms.config import ParallelSection
+from ospnext_ms.config.sections import ParallelSection
 from ospnext_ms.kernels.collectives import ProcessGroup
 from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.models.dit import OSPNextDiT

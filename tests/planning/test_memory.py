@@ -4,15 +4,15 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from ospnext_ms.config import ParallelSection
+from ospnext_ms.config.sections import ParallelSection
 from ospnext_ms.models.config import DiTConfig, UMT5Config
 from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.planning import memory, shapes
 from tests.planning.test_communication import OSP_NEXT_14B, workload
+from tests.support.paths import ROOT
 
 HD = (720, 1280, 81)
 EIGHT = ParallelSection(data_parallel=1, skiparse_parallel=4, ulysses_parallel=2, parameter_shard=8)
@@ -108,7 +108,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="peak memory is read from getrusage")
 def test_activations_against_the_peak_of_a_process():
     """Eight sparse blocks more, on CPU in fp32: what the peak grows by against the estimate, weights included."""
-    options = dict(capture_output=True, check=True, text=True, cwd=Path(__file__).parents[2],
+    options = dict(capture_output=True, check=True, text=True, cwd=ROOT,
                    env=os.environ | {"GLOG_v": "3"})
     peaks = [int(subprocess.run([sys.executable, "-c", MEASURE, str(layers)], **options).stdout.split()[-1])
              for layers in (8, 16)]

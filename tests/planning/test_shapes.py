@@ -1,7 +1,6 @@
 """Parameter tables against the released checkpoints and the networks."""
 
 import json
-from pathlib import Path
 
 import pytest
 from mindspore.nn.utils import no_init_parameters
@@ -10,8 +9,8 @@ from ospnext_ms.models.config import DiTConfig, UMT5Config
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.planning import shapes
+from tests.support.paths import FACTS
 
-FACTS = Path(__file__).parents[1] / "facts"
 DIT = {"14b": DiTConfig(5120, 13824, 40, 40, 256, 4096, 512, num_full_blocks=8),
        "1_3b": DiTConfig(1536, 8960, 12, 30, 256, 4096, 512, num_full_blocks=8)}
 

@@ -9,9 +9,9 @@ import os
 import signal
 import sys
 
-from ospnext_ms.config import load_config
-from ospnext_ms.pipelines.runtime import start
-from ospnext_ms.post_training.config import PostTrainConfig
+from ospnext_ms.config.post_train import PostTrainConfig
+from ospnext_ms.config.reader import load_config
+from ospnext_ms.runtime import start
 
 
 def digest(trainer):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ospnext_ms.post_training.figures import update_figures
-from ospnext_ms.post_training.plot import plot_run
+from ospnext_ms.reporting.policy_curves import plot_run
 
 
 def figures(with_kl):

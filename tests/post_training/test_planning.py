@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from ospnext_ms.diffusion.flow import inference_sigmas
-from ospnext_ms.pipelines.requests import read_prompts
+from ospnext_ms.diffusion.windows import window_start
+from ospnext_ms.generation.requests import read_prompts
 from ospnext_ms.post_training.advantages import group_advantages
 from ospnext_ms.post_training.prompts import check_shares, prompts_of_iteration, share
 from ospnext_ms.post_training.schedule import rollout_schedule
 from ospnext_ms.post_training.update import Experience, loss_inputs, minibatches_of_epoch, plan_micro_batches
-from ospnext_ms.post_training.windows import window_start
 
 
 def test_first_window_stays():

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
+from ospnext_ms.kernels.assign import assign_values
 from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
 from ospnext_ms.models.lora import Adapters, LoRAConfig
 from ospnext_ms.post_training.policy import GuidedVelocity, PolicyLoss, StepLogProb, kl_to_reference
 from ospnext_ms.post_training.rollout import Rollout, step_noise
 from ospnext_ms.post_training.schedule import rollout_schedule
 from ospnext_ms.post_training.update import Experience, levels_of, plan_micro_batches, score
-from ospnext_ms.weights import assign_values
-from tests.diffusion import toy
-from tests.post_training import runs
+from tests.support import post_train_runs as runs
+from tests.support import toy
 
 SHAPE = (4, 2, 2, 3, 4)
 LEVELS = {"sigma": [1.0, 0.7, 0.4, 0.2], "sigma_next": [0.9, 0.6, 0.2, 0.1], "std": [1.0, 0.7, 0.5, 0.2]}

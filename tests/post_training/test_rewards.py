@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from ospnext_ms.post_training.config import RewardSection
+from ospnext_ms.config.post_train import RewardSection
 from ospnext_ms.post_training.rewards.builtin import Exposure, MotionSmoothness, Sharpness
 from ospnext_ms.post_training.rewards.combined import CombinedReward, Scores
 from ospnext_ms.post_training.rewards.process import RewardError, RewardProcess

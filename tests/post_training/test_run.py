@@ -3,16 +3,14 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from ospnext_ms.peft_format import read_adapter
-from ospnext_ms.training.monitor import read_metrics
-from tests.distributed.launch import run_workers
-from tests.post_training import runs
-
-ROOT = Path(__file__).parents[2]
+from ospnext_ms.reporting.monitor import read_metrics
+from ospnext_ms.storage.peft_format import read_adapter
+from tests.support import post_train_runs as runs
+from tests.support.msrun import run_workers
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="module")

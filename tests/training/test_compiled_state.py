@@ -8,10 +8,10 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from ospnext_ms.parallel.mesh import Mesh
 from ospnext_ms.parallel.sharding import ShardedWeights
-from ospnext_ms.pipelines.runtime import Runtime
+from ospnext_ms.runtime import Runtime
+from ospnext_ms.training.chunks import in_parts
 from ospnext_ms.training.ema import Ema
 from ospnext_ms.training.optimizer import make_optimizer, set_learning_rate
-from ospnext_ms.training.parts import in_parts
 from ospnext_ms.training.step import Gradients, TrainStep
 
 

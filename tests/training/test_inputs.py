@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from ospnext_ms.config.train import FlowSection
 from ospnext_ms.data.latents import LatentDataset
 from ospnext_ms.diffusion.flow import dynamic_shift, training_sigmas
 from ospnext_ms.parallel.mesh import Mesh
-from ospnext_ms.training.config import FlowSection
 from ospnext_ms.training.inputs import RandomSource, StepInputs, flow_shift, open_source, unshifted_sigma
-from tests.training import runs
+from tests.support import train_runs as runs
 
 
 def mesh_of(rank, size):

@@ -4,21 +4,20 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from mindspore.graph.api import ms_compile_cache
 
 from ospnext_ms.parallel.mesh import Mesh
-from ospnext_ms.pipelines.runtime import start
-from ospnext_ms.training.checkpoint import CheckpointStore
-from ospnext_ms.training.checkpoint_files import open_checkpoint
+from ospnext_ms.reporting.monitor import read_metrics
+from ospnext_ms.runtime import start
+from ospnext_ms.storage.checkpoint_store import CheckpointStore
+from ospnext_ms.storage.training_checkpoint import open_checkpoint
 from ospnext_ms.training.loop import Trainer
-from ospnext_ms.training.monitor import read_metrics
-from tests.training import runs
+from tests.support import train_runs as runs
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 EXACT = ("loss", "gradient_norm", "clip_factor", "clip_threshold", "learning_rate", "epoch")
 
 
@@ -66,7 +65,7 @@ KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 from ospnext_ms.__main__ import main
-from ospnext_ms.training.monitor import Monitor
+from ospnext_ms.reporting.monitor import Monitor
 
 plain = Monitor.step
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from ospnext_ms.config.post_train import MAY_CHANGE as POLICY_MAY_CHANGE
+from ospnext_ms.config.train import MAY_CHANGE
 from ospnext_ms.data.cache import Cache
 from ospnext_ms.parallel.mesh import Mesh
-from ospnext_ms.pipelines.runtime import start
-from ospnext_ms.post_training.config import MAY_CHANGE as POLICY_MAY_CHANGE
-from ospnext_ms.training.checkpoint_files import Checkpoint
-from ospnext_ms.training.config import MAY_CHANGE
+from ospnext_ms.runtime import start
+from ospnext_ms.storage.training_checkpoint import Checkpoint
 from ospnext_ms.training.loop import Trainer
 from ospnext_ms.training.resume import check_same_run, run_state
-from tests.post_training import runs as policy_runs
-from tests.training import runs
+from tests.support import post_train_runs as policy_runs
+from tests.support import train_runs as runs
 
 
 def compare(saved, given, may_change, then=None, now=None):

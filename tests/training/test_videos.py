@@ -7,17 +7,17 @@ import pytest
 from safetensors.numpy import save_file
 
 from ospnext_ms.data import cache
+from ospnext_ms.generation import encoders
 from ospnext_ms.parallel.mesh import Mesh
-from ospnext_ms.pipelines import encoders
-from ospnext_ms.pipelines.runtime import start
+from ospnext_ms.reporting.monitor import read_metrics
+from ospnext_ms.runtime import start
 from ospnext_ms.training.loop import Trainer
-from ospnext_ms.training.monitor import read_metrics
-from tests.data.videos import numbers, write_counting
-from tests.training import runs
+from tests.support import train_runs as runs
+from tests.support.videos import numbers, write_counting
 
 
 class QuickClipEncoder:
-    """Stands in for the VAE (see tests/pipelines/test_prepare_data.py for the real one): the clip's first frame."""
+    """Stands in for the VAE (see tests/preparation/test_prepare.py for the real one): the clip's first frame."""
 
     threads = set()
 

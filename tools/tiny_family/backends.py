@@ -36,9 +36,10 @@ def torch_clips(recipe, weights, model, prompts, noise, sampling, device, dit=No
 
 def mindspore_clips(recipe, weights, model, prompts, noise, sampling, batch_size=8):
     """Clips of the model "full" or "sparse" by the pipeline of ospnext_ms and its tiny.yaml."""
-    from ospnext_ms.config import GenerateConfig, load_config
-    from ospnext_ms.pipelines.runtime import start
-    from ospnext_ms.pipelines.text_to_video import TextToVideo
+    from ospnext_ms.config.generate import GenerateConfig
+    from ospnext_ms.config.reader import load_config
+    from ospnext_ms.generation.text_to_video import TextToVideo
+    from ospnext_ms.runtime import start
 
     dit = recipe.dit(model)
     config = load_config(GenerateConfig, GENERATE_CONFIG, values={

@@ -20,7 +20,7 @@ done
 
 "$python" -m ospnext_ms train "${train[@]}"
 trained=$output/train/checkpoints/step_$(printf %08d "$steps")/ema
-"$python" -m tools.sparse_gap "${train[@]}" --trained "$trained" --output "$output/gap.json"
+"$python" -m tools.experiments.sparse_gap "${train[@]}" --trained "$trained" --output "$output/gap.json"
 
 # The trained average in the original names, beside the family's other weights, and the start in the sparse layout.
 for model in before after; do
@@ -32,7 +32,7 @@ cp $family/weights/dit_full.safetensors "$output/before/dit_sparse.safetensors"
   --source "$trained" --target "$output/after/dit_sparse.safetensors" --overwrite
 if [ "$samples" -gt 0 ]; then
   for model in before after; do
-    "$python" -m tools.evaluate_tiny --backend mindspore --model sparse --samples "$samples" --no-judge \
+    "$python" -m tools.tiny_family.evaluate_tiny --backend mindspore --model sparse --samples "$samples" --no-judge \
       --weights "$output/$model" --output "$output/evaluation_$model"
   done
 fi

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ospnext_ms.data.manifest import write_manifest
 from ospnext_ms.data.video import write_mp4
-from ospnext_ms.files import atomic_folder
+from ospnext_ms.storage.files import atomic_folder
 from tools.tiny_family import digits
 
 CRF = 12

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +9,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="the reference networks need PyTorch")
 
 from ospnext_ms.models.config import DiTConfig  # noqa: E402
-from tests.compare import relative_error  # noqa: E402
+from tests.support.compare import relative_error  # noqa: E402
+from tests.support.paths import FACTS  # noqa: E402
 from tools.torch_reference.dit import OSPNextDiT, SelfAttention, rotate  # noqa: E402
 from tools.torch_reference.layouts import build_layouts, padded_size, relayout  # noqa: E402
 from tools.torch_reference.loading import load  # noqa: E402
 
-FACTS = Path(__file__).parents[2] / "facts"
 GOLDEN_CONFIG = DiTConfig(dim=64, ffn_dim=128, num_heads=4, num_layers=8, freq_dim=64, text_dim=32, text_len=16,
                           num_full_blocks=4)
 SPARSE_CONFIG = DiTConfig(dim=32, ffn_dim=64, num_heads=2, num_layers=4, freq_dim=16, text_dim=8, text_len=4,

@@ -8,11 +8,12 @@ from mindspore import Tensor
 torch = pytest.importorskip("torch", reason="the reference networks need PyTorch")
 peft = pytest.importorskip("peft", reason="peft is what adapters are exchanged with")
 
+from ospnext_ms.kernels.assign import assign_values  # noqa: E402
 from ospnext_ms.models.dit import DiTConfig, OSPNextDiT  # noqa: E402
 from ospnext_ms.models.lora import Adapters, LoRAConfig  # noqa: E402
-from ospnext_ms.peft_format import read_adapter, write_adapter  # noqa: E402
-from ospnext_ms.weights import assign_values, save_weights  # noqa: E402
-from tests.compare import relative_error  # noqa: E402
+from ospnext_ms.storage.peft_format import read_adapter, write_adapter  # noqa: E402
+from ospnext_ms.storage.weights import save_weights  # noqa: E402
+from tests.support.compare import relative_error  # noqa: E402
 from tools.torch_reference.dit import OSPNextDiT as TorchDiT  # noqa: E402
 from tools.torch_reference.loading import load  # noqa: E402
 
@@ -37,7 +38,7 @@ def inputs():
 
 
 def ours(base, adapter=None):
-    from ospnext_ms.weights import load_weights
+    from ospnext_ms.storage.weights import load_weights
 
     net = OSPNextDiT(CONFIG)
     load_weights(net, base)

@@ -1,7 +1,6 @@
 """The PyTorch UMT5 encoder against the original network's numbers."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +8,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="the reference networks need PyTorch")
 
 from ospnext_ms.models.config import UMT5Config  # noqa: E402
-from tests.compare import relative_error  # noqa: E402
+from tests.support.compare import relative_error  # noqa: E402
+from tests.support.paths import FACTS  # noqa: E402
 from tools.torch_reference.loading import load  # noqa: E402
 from tools.torch_reference.umt5 import RMSNorm, UMT5Encoder, relative_position_buckets  # noqa: E402
 
-FACTS = Path(__file__).parents[2] / "facts"
 TOLERANCE = 1e-5
 
 

@@ -1,7 +1,6 @@
 """The PyTorch WanVAE against the original network's numbers, and streaming against the whole video at once."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +8,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="the reference networks need PyTorch")
 
 from ospnext_ms.models.config import VAEConfig  # noqa: E402
-from tests.compare import relative_error  # noqa: E402
+from tests.support.compare import relative_error  # noqa: E402
+from tests.support.paths import FACTS  # noqa: E402
 from tools.torch_reference.loading import load  # noqa: E402
 from tools.torch_reference.vae import WanVAE  # noqa: E402
 
-FACTS = Path(__file__).parents[2] / "facts"
 TOLERANCE = 1e-5
 CHUNKS = (1, 2, None)
 

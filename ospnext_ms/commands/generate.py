@@ -1,0 +1,36 @@
+"""`python -m ospnext_ms generate`: videos from prompts."""
+
+from ospnext_ms.config.generate import GenerateConfig
+from ospnext_ms.config.reader import add_config_options, load_config
+from ospnext_ms.generation.generate import generate
+
+
+def add_arguments(parser):
+    """Options of `generate`."""
+    add_config_options(parser, "yaml_configs/generate", "sampling.steps=20")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="what the video shows")
+    prompt.add_argument("--prompt-file", metavar="F", help="file with one prompt per line")
+    parser.add_argument("--output", metavar="DIR", help="folder for the results, instead of output_dir")
+    parser.add_argument("--seed", type=int, metavar="N", help="instead of sampling.seed")
+
+
+def run(arguments):
+    """Runs `generate` with parsed options and returns the exit code."""
+    config = load_config(GenerateConfig, arguments.config, arguments.overrides, _option_values(arguments))
+    for path in generate(config):
+        print(path)
+    return 0
+
+
+def _option_values(arguments):
+    values = {}
+    if arguments.prompt is not None:
+        values |= {"prompts.prompt": arguments.prompt, "prompts.prompt_file": None}
+    if arguments.prompt_file is not None:
+        values |= {"prompts.prompt": None, "prompts.prompt_file": arguments.prompt_file}
+    if arguments.output is not None:
+        values["output_dir"] = arguments.output
+    if arguments.seed is not None:
+        values["sampling.seed"] = arguments.seed
+    return values

@@ -1,0 +1,18 @@
+"""`python -m ospnext_ms post-train`: adapters trained on rewards; the same command resumes it."""
+
+from ospnext_ms.config.post_train import PostTrainConfig
+from ospnext_ms.config.reader import add_config_options, load_config
+from ospnext_ms.post_training.run import post_train
+
+
+def add_arguments(parser):
+    """Options of `post-train`."""
+    add_config_options(parser, "yaml_configs/post_train", "policy.clip=0.001")
+
+
+def run(arguments):
+    """Runs `post-train` with parsed options and returns the exit code."""
+    config = load_config(PostTrainConfig, arguments.config, arguments.overrides)
+    for path in post_train(config):
+        print(path)
+    return 0

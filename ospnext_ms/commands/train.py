@@ -1,0 +1,18 @@
+"""`python -m ospnext_ms train`: fine-tunes a transformer on prepared videos; the same command resumes it."""
+
+from ospnext_ms.config.reader import add_config_options, load_config
+from ospnext_ms.config.train import TrainConfig
+from ospnext_ms.training.train import train
+
+
+def add_arguments(parser):
+    """Options of `train`."""
+    add_config_options(parser, "yaml_configs/train", "runner_config.steps=20")
+
+
+def run(arguments):
+    """Runs `train` with parsed options and returns the exit code."""
+    config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    for path in train(config):
+        print(path)
+    return 0

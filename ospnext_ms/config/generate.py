@@ -1,0 +1,87 @@
+"""What `generate` can be told. A default stands in its dataclass and nowhere else."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ospnext_ms.config.reader import require, require_at_least
+from ospnext_ms.config.sections import (
+    ContextSection,
+    GuidedStepsSection,
+    ModelSection,
+    ParallelSection,
+    VideoSection,
+    check_video_size,
+    latent_shape_of,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateParallelSection(ParallelSection):
+    """As ParallelSection; `data_parallel` counts the groups that share a video, and prompts are spread over them.
+
+    With `split_guidance` two such groups make a video together, one for each branch of guidance.
+    """
+
+    split_guidance: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSection(GuidedStepsSection):
+    """How noise becomes a latent video.
+
+    `latents` names a .npy file of starting noise [16, T, H/8, W/8], or [n, 16, T, H/8, W/8] with one entry per video;
+    without it the noise is drawn from `seed`. `batch_size` videos are denoised together.
+    """
+
+    sampler: Literal["euler", "unipc"]
+    seed: int
+    latents: str | None = None
+    batch_size: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least(self, 0, "seed")
+        require_at_least(self, 1, "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsSection:
+    """A prompt, or a UTF-8 file with one prompt per line; `samples_per_prompt` videos are made of each."""
+
+    prompt: str | None = None
+    prompt_file: str | None = None
+    samples_per_prompt: int = 1
+
+    def __post_init__(self):
+        require((self.prompt is None) != (self.prompt_file is None),
+                "give a prompt or a prompt_file (--prompt TEXT or --prompt-file F), not both and not neither")
+        require_at_least(self, 1, "samples_per_prompt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """One run of `generate`. `output_naming` is video_0000 (index) or PROMPT-INDEX, as VBench reads them (prompt).
+
+    `adapter` is the folder of a LoRA adapter in PEFT's format, used beside the transformer's own weights.
+    """
+
+    run_mode: Literal["generate"]
+    context: ContextSection = ContextSection()
+    parallel_config: GenerateParallelSection = GenerateParallelSection()
+    model: ModelSection
+    sampling: SamplingSection
+    video: VideoSection
+    prompts: PromptsSection
+    adapter: str | None = None
+    output_dir: str
+    output_naming: Literal["index", "prompt"] = "index"
+
+    def __post_init__(self):
+        check_video_size(self.video.height, self.video.width, self.model.dit.patch_size)
+        require(self.sampling.guidance != 1 or not self.parallel_config.split_guidance,
+                "parallel_config.split_guidance has nothing to split: sampling.guidance is 1, which is off")
+
+    @property
+    def latent_shape(self):
+        """[16, T, H/8, W/8] of one video."""
+        return latent_shape_of(self.video, self.model.vae)

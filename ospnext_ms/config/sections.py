@@ -1,0 +1,139 @@
+"""Sections that several commands share: a frozen dataclass each, read from YAML by config/reader.py.
+
+A default stands in its dataclass and nowhere else. Section names follow MindFormers where it has them.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ospnext_ms.config.reader import nearest, require, require_at_least
+from ospnext_ms.models.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, DiTConfig, UMT5Config, VAEConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextSection:
+    """Device, execution mode and compute dtype; `auto` is Ascend with bf16 where there is one, else CPU with fp32."""
+
+    device_target: Literal["auto", "CPU", "Ascend"] = "auto"
+    mode: Literal["graph", "pynative"] = "graph"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSection:
+    """How the processes that msrun started share the work (see ospnext_ms.parallel.mesh).
+
+    `skiparse_parallel` x `ulysses_parallel` processes share a video; `data_parallel` such groups work on different
+    ones (null: as many as there are). Each weight of the transformer is spread over `parameter_shard` processes (1:
+    every process has all weights).
+    """
+
+    data_parallel: int | None = None
+    skiparse_parallel: int = 1
+    ulysses_parallel: int = 1
+    parameter_shard: int = 1
+
+    def __post_init__(self):
+        require_at_least(self, 1, "data_parallel", "skiparse_parallel", "ulysses_parallel", "parameter_shard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTSection(DiTConfig):
+    """Shape and weights of the transformer."""
+
+    checkpoint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAESection(VAEConfig):
+    """Shape and weights of the VAE; tile sizes in pixels, no tiling where they are left out."""
+
+    checkpoint: str
+    tile_size: int | None = None
+    tile_overlap: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        size, overlap, unit = self.tile_size, self.tile_overlap, SPATIAL_COMPRESSION
+        require((size is None) == (overlap is None), "tile_size and tile_overlap are given together or not at all")
+        if size is not None:
+            require(size > 0 and size % unit == 0,
+                    f"tile_size is {size}; it must be a multiple of {unit}; nearest valid: {nearest(size, unit)}")
+            require(0 <= overlap < size and overlap % unit == 0,
+                    f"tile_overlap is {overlap}; it must be a multiple of {unit} from 0 to {size - unit}; "
+                    f"nearest valid: {nearest(min(overlap, size - 2 * unit), unit, lowest=0)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderSection(UMT5Config):
+    """Shape, weights and tokenizer folder of the text encoder."""
+
+    checkpoint: str
+    tokenizer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """The three networks, which have to fit one another."""
+
+    dit: DiTSection
+    vae: VAESection
+    text_encoder: TextEncoderSection
+
+    def __post_init__(self):
+        dit, vae, text_encoder = self.dit, self.vae, self.text_encoder
+        require(text_encoder.dim == dit.text_dim,
+                f"text_encoder.dim is {text_encoder.dim} but dit.text_dim is {dit.text_dim}; they must be equal")
+        require(vae.z_dim == dit.in_channels == dit.out_channels,
+                f"vae.z_dim {vae.z_dim}, dit.in_channels {dit.in_channels} and dit.out_channels {dit.out_channels} "
+                "must be equal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedStepsSection:
+    """Steps from noise to a latent. `guidance` 1 switches guidance off."""
+
+    steps: int
+    shift: float
+    guidance: float
+    negative_prompt: str
+
+    def __post_init__(self):
+        require_at_least(self, 1, "steps")
+        require(0 < self.shift < math.inf, f"shift is {self.shift}; it must be a number above 0 (1 changes nothing)")
+        require(1 <= self.guidance < math.inf, f"guidance is {self.guidance}; it must be at least 1 (which is off)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSection:
+    """Size of the videos in pixels and frames; `crf` is H.264's constant rate factor, lower is better and larger."""
+
+    height: int
+    width: int
+    frames: int
+    fps: int
+    crf: int = 18
+
+    def __post_init__(self):
+        step = TEMPORAL_COMPRESSION
+        require(self.frames >= 1 and self.frames % step == 1,
+                f"frames is {self.frames}; it must be {step}k+1; "
+                f"nearest valid: {nearest(self.frames, step, offset=1, lowest=1)}")
+        require_at_least(self, 1, "fps")
+        require(0 <= self.crf <= 51, f"crf is {self.crf}; it must be from 0 (lossless) to 51 (worst)")
+
+
+def check_video_size(height, width, patch_size):
+    """ValueError, naming the nearest valid sizes, where pixels do not fill whole patches of the latent."""
+    for name, size, patch in (("height", height, patch_size[1]), ("width", width, patch_size[2])):
+        multiple = SPATIAL_COMPRESSION * patch
+        require(size > 0 and size % multiple == 0,
+                f"video.{name} is {size}; it must be a multiple of {multiple}; "
+                f"nearest valid: {nearest(size, multiple)}")
+
+
+def latent_shape_of(video, vae):
+    """[16, T, H/8, W/8] of one video of a VideoSection."""
+    return (vae.z_dim, (video.frames - 1) // TEMPORAL_COMPRESSION + 1,
+            video.height // SPATIAL_COMPRESSION, video.width // SPATIAL_COMPRESSION)

@@ -1,0 +1,135 @@
+"""`python -m ospnext_ms generate`: videos from prompts, and beside each of them what is needed to make it again."""
+
+import dataclasses
+import json
+import platform
+from collections import deque
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import ospnext_ms
+from ospnext_ms.data.video import contact_sheet, evenly_spaced, thumbnail, write_grid, write_mp4, write_png
+from ospnext_ms.generation.requests import check_adapter, check_files, list_videos, load_latents
+from ospnext_ms.parallel.degrees import check_generation, world_size
+from ospnext_ms.storage.files import atomic_path
+
+SHEET_COLUMNS = 8
+# More rows or cells than these nobody can look at; of longer runs the first ones are shown.
+MAX_SHEET_ROWS = 64
+MAX_GRID_CELLS = 16
+
+
+def generate(config):
+    """Makes the videos of a GenerateConfig; returns the paths of all files that this process has written.
+
+    Everything that can be known beforehand is checked first, what needs no MindSpore before MindSpore is loaded. Under
+    msrun all processes call it; the leader of each video writes it, process 0 the overviews.
+
+    Raises:
+        FileNotFoundError, ValueError: something the configuration names is not there or does not fit; nothing has
+            been written then.
+        FloatingPointError: the network returned values that are not finite.
+    """
+    check_generation(config.parallel_config, config.model.dit, world_size())
+    videos = list_videos(config)
+    latents = load_latents(config, len(videos))
+    check_files(config)
+    check_adapter(config)
+
+    from ospnext_ms.generation.team import join
+    from ospnext_ms.generation.text_to_video import TextToVideo
+    from ospnext_ms.runtime import start
+
+    runtime = start(config.context)
+    team = join(config.parallel_config, config.model.dit)
+    pipeline = TextToVideo(config, runtime, [video.prompt for video in videos], latents, team)
+    paths, rows = [], {}
+    for result in pipeline():
+        if not team.leads:
+            deque(result.frames, maxlen=0)
+            continue
+        thumbnails = []
+        paths += _write_video(config, runtime, videos[result.index], result, thumbnails)
+        if thumbnails:
+            rows[result.index] = thumbnails
+    if team.mesh.size > 1:
+        rows = _gather_rows(config, team.mesh, min(len(videos), MAX_SHEET_ROWS), rows)
+    return paths + (_write_overviews(config, videos, rows) if team.mesh.rank == 0 else [])
+
+
+def _write_video(config, runtime, video, result, thumbnails):
+    """Writes a video and its description; small copies of some of its frames are added to `thumbnails`."""
+    path = Path(config.output_dir) / f"{video.stem}.mp4"
+    keep = _sheet_frames(config) if video.index < MAX_SHEET_ROWS else []
+    write_mp4(path, _collect(result.frames, keep, thumbnails), config.video.fps, config.video.crf)
+    record = path.with_suffix(".json")
+    _write_json(record, _describe(config, runtime, video, result.timings))
+    return [path, record]
+
+
+def _sheet_frames(config):
+    return evenly_spaced(config.video.frames, SHEET_COLUMNS)
+
+
+def _gather_rows(config, mesh, count, rows):
+    """The thumbnails of the first `count` videos on every process, once all of them have written their videos."""
+    from mindspore import Tensor
+
+    from ospnext_ms.kernels.collectives import AllReduceSum
+
+    shape = thumbnail(np.zeros((config.video.height, config.video.width, 3), np.uint8)).shape
+    own = np.zeros((count, len(_sheet_frames(config)), *shape), np.float32)
+    for index, thumbnails in rows.items():
+        own[index] = thumbnails
+    everyones = AllReduceSum(mesh.world_group)(Tensor(own), "thumbnails").asnumpy().astype(np.uint8)
+    return dict(enumerate(everyones))
+
+
+def _collect(chunks, keep, thumbnails):
+    """Yields the frames of the chunks; small copies of those with an index in `keep` are added to `thumbnails`."""
+    index = 0
+    for chunk in chunks:
+        for frame in chunk:
+            if index in keep:
+                thumbnails.append(thumbnail(frame).copy())
+            yield frame
+            index += 1
+
+
+def _write_overviews(config, videos, rows):
+    """Contact sheet and, of several videos, the grid; rows are {index of a video: its thumbnails}."""
+    folder = Path(config.output_dir)
+    sheet = folder / "contact_sheet.png"
+    captions = [f"{index}: {videos[index].prompt}" for index in sorted(rows)]
+    write_png(sheet, contact_sheet([rows[index] for index in sorted(rows)], captions, SHEET_COLUMNS))
+    if len(videos) == 1:
+        return [sheet]
+    grid = folder / "grid.mp4"
+    members = [folder / f"{video.stem}.mp4" for video in videos[:MAX_GRID_CELLS]]
+    write_grid(grid, members, config.video.fps, config.video.crf)
+    return [sheet, grid]
+
+
+def _describe(config, runtime, video, timings):
+    sampling = config.sampling
+    return {
+        "prompt": video.prompt,
+        "negative_prompt": sampling.negative_prompt if sampling.guidance != 1 else None,
+        "seed": sampling.seed if sampling.latents is None else None,
+        "index": video.index,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": runtime.device,
+        "dtype": runtime.dtype_name,
+        "seconds": {name: round(seconds, 3) for name, seconds in timings.items()},
+        "versions": {"ospnext_ms": ospnext_ms.__version__, "mindspore": version("mindspore"),
+                     "numpy": np.__version__, "python": platform.python_version()},
+        "configuration": dataclasses.asdict(config),
+    }
+
+
+def _write_json(path, record):
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

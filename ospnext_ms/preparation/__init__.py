@@ -1,0 +1,1 @@
+"""Videos and captions in, caches of latents and text embeddings out."""

@@ -1,0 +1,1 @@
+"""Figures of a run: metrics files, curves, TensorBoard."""

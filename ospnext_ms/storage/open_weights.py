@@ -1,0 +1,53 @@
+"""The one way to open weights in whatever form: a file, shards and index, a group of a training checkpoint, HiF8 codes.
+
+Headers are read, no tensor data.
+"""
+
+import os
+from pathlib import Path
+
+from ospnext_ms.storage.hif8_weights import HiF8Tensor, join_codes
+from ospnext_ms.storage.safetensors_io import (
+    INDEX_SUFFIX,
+    StoredTensor,
+    check_shard,
+    find_weights_file,
+    read_header,
+    read_index,
+)
+from ospnext_ms.storage.training_checkpoint import is_group, read_group
+
+
+def open_weights(path: str | os.PathLike) -> dict[str, StoredTensor | HiF8Tensor]:
+    """The tensors of a checkpoint by name, each pair of HiF8 codes and scale as the one weight that it stands for.
+
+    Raises:
+        FileNotFoundError: see read_headers.
+        ValueError: see there; or codes and scales that do not go together (listed).
+    """
+    return join_codes(path, read_headers(path))
+
+
+def read_headers(path: str | os.PathLike) -> dict[str, StoredTensor]:
+    """Reads all headers of a checkpoint: a safetensors file, a folder with one or with shards and their index, an
+    index, or one group of a training checkpoint (.../step_00000100/ema). No tensor data is read.
+
+    Raises:
+        FileNotFoundError: nothing there, or shards missing (named).
+        ValueError: a file is not safetensors or truncated (named), or index and shards disagree.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if is_group(path):
+        return read_group(path)
+    if path.is_dir():
+        path = find_weights_file(path)
+    if not path.name.endswith(INDEX_SUFFIX):
+        return read_header(path)[0]
+    tensors = {}
+    for shard, names in read_index(path).items():
+        header, _ = read_header(path.parent / shard)
+        check_shard(path, shard, names, header)
+        tensors.update(header)
+    return tensors

@@ -1,0 +1,236 @@
+"""What a training checkpoint looks like on the disk, and how it is checked and read. No framework is needed.
+
+    step_00000100/
+      manifest.json                        sizes and SHA-256 of all files, and where every tensor lies
+      state.json                           everything that is not a tensor
+      parameters/model.safetensors ...     one folder for each group of tensors: parameters, ema, moments ...
+
+A folder of a group that one process wrote is an ordinary checkpoint: any reader of safetensors loads it. Where several
+processes hold parts of the tensors, each writes its own files, and the manifest says which values of which tensor lie
+where; `read_group` puts them together whatever number of processes reads.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ospnext_ms.storage.files import atomic_path
+from ospnext_ms.storage.safetensors_io import DTYPE_BYTES, read_header
+
+MANIFEST, STATE = "manifest.json", "state.json"
+FORMAT = "ospnext_ms training checkpoint 1"
+_STEP_FOLDER = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive values of a larger tensor, as one process holds them.
+
+    `values` is [n], any layout flattened row-major; `shape` is the whole tensor's; `start` the index of the first value
+    in the flattened whole. Pieces must cover every tensor exactly, so padding is cut off before.
+    """
+
+    values: np.ndarray
+    shape: tuple
+    start: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: `groups` is {group: {name: tensor with dtype, shape, nbytes, chunks(), numpy()}}."""
+
+    path: Path
+    step: int
+    state: dict
+    groups: dict = field(repr=False)
+
+
+@dataclass(frozen=True)
+class JoinedTensor:
+    """A tensor that lies in several files: ((start, StoredTensor), ...) by start, covering it exactly."""
+
+    dtype: str
+    shape: tuple
+    pieces: tuple
+
+    @property
+    def nbytes(self):
+        """Bytes of the whole tensor."""
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+    def chunks(self):
+        """The tensor's bytes in row-major order."""
+        for _, piece in self.pieces:
+            yield from piece.chunks()
+
+    def numpy(self):
+        """The whole tensor; bf16 as fp32."""
+        return np.concatenate([piece.numpy().reshape(-1) for _, piece in self.pieces]).reshape(self.shape)
+
+
+def read_values(tensor, start, stop):
+    """Values `start` ... `stop` - 1 of the flattened tensor of a Checkpoint; pieces outside stay unread."""
+    pieces = tensor.pieces if isinstance(tensor, JoinedTensor) else ((0, tensor),)
+    parts = []
+    for first, piece in pieces:
+        size = math.prod(piece.shape)
+        low, high = max(start, first), min(stop, first + size)
+        if low < high:
+            parts.append(piece.numpy().reshape(-1)[low - first : high - first])
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def step_folder(step):
+    """Name of the checkpoint of a step."""
+    return f"step_{step:08d}"
+
+
+def step_of(path):
+    """Step of a checkpoint folder's name, None for any other name."""
+    match = _STEP_FOLDER.fullmatch(Path(path).name)
+    return int(match[1]) if match else None
+
+
+def describe_files(folder, names):
+    """{name: {"size", "sha256"}} of files in a folder, read back from the disk."""
+    described = {}
+    for name in names:
+        with open(folder / name, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            described[name] = {"size": file.tell(), "sha256": digest}
+    return described
+
+
+def write_manifest(folder, content):
+    """Writes the manifest of `content` (JSON values), with a checksum of its own."""
+    with atomic_path(folder / MANIFEST) as temporary:
+        temporary.write_bytes(_manifest_bytes(content))
+
+
+def _manifest_bytes(content):
+    digest = hashlib.sha256(_compact(content)).hexdigest()
+    return _compact({"content": content, "sha256": digest})
+
+
+def _compact(value):
+    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
+
+
+def read_manifest(path):
+    """The manifest's content.
+
+    Raises:
+        FileNotFoundError: there is none, so the checkpoint is half-written. ValueError: it is damaged.
+    """
+    file = Path(path) / MANIFEST
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: the checkpoint was not finished")
+    data = file.read_bytes()
+    try:
+        content = json.loads(data)["content"]
+        intact = data == _manifest_bytes(content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: {error!r}") from error
+    if not intact:
+        raise ValueError(f"{file} is damaged: its checksum does not fit")
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{file} has the format {content.get('format')!r}; this version reads {FORMAT!r}")
+    return content
+
+
+def problems_of(path, part=0, num_parts=1):
+    """What is wrong with a checkpoint, one line a file; none where it is intact.
+
+    Every file's size is compared, and the SHA-256 of every `num_parts`-th file from number `part`, so that several
+    processes can share the reading.
+    """
+    path = Path(path)
+    try:
+        files = read_manifest(path)["files"]
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    problems = []
+    for i, (name, expected) in enumerate(sorted(files.items())):
+        file = path / name
+        if not file.is_file():
+            problems.append(f"{file} is missing")
+        elif file.stat().st_size != expected["size"]:
+            problems.append(f"{file} has {file.stat().st_size} bytes instead of {expected['size']}")
+        elif i % num_parts == part and describe_files(path, [name])[name]["sha256"] != expected["sha256"]:
+            problems.append(f"{file} is damaged: its SHA-256 is not the one written")
+    return problems
+
+
+def open_checkpoint(path):
+    """Opens a checkpoint without reading tensors and without hashing (see `problems_of`).
+
+    Raises:
+        FileNotFoundError, ValueError: it is incomplete, or its files do not hold what the manifest says (named).
+    """
+    path = Path(path)
+    content = read_manifest(path)
+    headers = {}
+    groups = {group: {name: _locate(path, name, entry, headers) for name, entry in tensors.items()}
+              for group, tensors in content["tensors"].items()}
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    return Checkpoint(path, content["step"], state, groups)
+
+
+def is_group(path):
+    """True for the folder of a group inside a training checkpoint."""
+    path = Path(path)
+    return path.is_dir() and step_of(path.parent) is not None
+
+
+def read_group(path):
+    """{name: tensor} of one group, given its folder (.../step_00000100/ema).
+
+    Raises:
+        FileNotFoundError, ValueError: no such group (the existing ones are named), or the checkpoint is damaged.
+    """
+    path = Path(path)
+    groups = open_checkpoint(path.parent).groups
+    if path.name not in groups:
+        raise FileNotFoundError(f"{path.parent} has no tensors called {path.name}; it has {', '.join(sorted(groups))}")
+    return groups[path.name]
+
+
+def _locate(path, name, entry, headers):
+    pieces = []
+    for file, start in entry["pieces"]:
+        if file not in headers:
+            headers[file] = read_header(path / file)[0]
+        if name not in headers[file]:
+            raise ValueError(f"{path / file} does not hold {name}, which the manifest promises")
+        pieces.append((start, headers[file][name]))
+    shape, dtype = tuple(entry["shape"]), entry["dtype"]
+    if len(pieces) == 1 and pieces[0][1].shape == shape:
+        return pieces[0][1]
+    return JoinedTensor(dtype, shape, _checked(path, name, shape, pieces))
+
+
+def _checked(path, name, shape, pieces):
+    """The pieces by start; ValueError where they do not cover the tensor exactly."""
+    pieces = sorted(pieces, key=lambda piece: piece[0])
+    position = 0
+    for start, piece in pieces:
+        if start != position:
+            raise ValueError(f"{path}: {name} has a gap or an overlap at value {min(start, position)}")
+        position += math.prod(piece.shape)
+    if position != math.prod(shape):
+        raise ValueError(f"{path}: {name} has {position} values instead of {math.prod(shape)}")
+    return tuple(pieces)
+
+
+def as_pieces(tensors: Mapping[str, np.ndarray | Piece]):
+    """{name: Piece}, a whole array being a piece from 0 that keeps its shape."""
+    return {name: value if isinstance(value, Piece) else Piece(value, value.shape, 0)
+            for name, value in tensors.items()}
+
+

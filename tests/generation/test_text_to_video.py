@@ -1,0 +1,235 @@
+"""The pipeline, with random weights, against the networks called one by one."""
+
+import weakref
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+from mindspore.graph.api import ms_compile_cache
+
+from ospnext_ms.config.generate import GenerateConfig
+from ospnext_ms.config.reader import read_section
+from ospnext_ms.data.text import Tokenizer
+from ospnext_ms.diffusion.sampler import make_sampler
+from ospnext_ms.generation import text_to_video
+from ospnext_ms.generation.requests import starting_noise
+from ospnext_ms.generation.text_to_video import TextToVideo, integrate, to_uint8
+from ospnext_ms.models.dit import OSPNextDiT
+from ospnext_ms.models.umt5 import UMT5Encoder
+from ospnext_ms.models.vae import WanVAE
+from ospnext_ms.runtime import release_memory, start
+from ospnext_ms.storage.weights import load_weights, save_weights
+from tests.generation.conftest import random_model
+from tests.support.compare import relative_error
+
+
+def make_videos(config, prompts, latents=None):
+    """Frames [F, H, W, 3] of each prompt, and the timings of the last."""
+    frames, timings = [], None
+    for result in TextToVideo(config, start(config.context), prompts, latents)():
+        frames.append(np.concatenate(list(result.frames)))
+        timings = result.timings
+    return frames, timings
+
+
+def make_latents(config, prompts, latents=None):
+    pipeline = TextToVideo(config, start(config.context), prompts, latents)
+    return np.stack(pipeline.denoise(pipeline.embed())[0])
+
+
+def load(cell, section):
+    load_weights(cell, section.checkpoint)
+    return cell
+
+
+def by_hand(config, prompt, index):
+    """Latent and frames of one prompt, written out with the networks alone."""
+    model, sampling = config.model, config.sampling
+    encoder = load(UMT5Encoder(model.text_encoder), model.text_encoder)
+    dit, vae = load(OSPNextDiT(model.dit), model.dit), load(WanVAE(model.vae), model.vae)
+    ids, mask = Tokenizer(model.text_encoder.tokenizer, model.dit.text_len)([prompt, sampling.negative_prompt])
+    assert 0 < mask[0].sum() < model.dit.text_len
+    text = encoder(Tensor(ids), Tensor(mask)).asnumpy() * mask[..., None]
+    x = starting_noise(config.latent_shape, sampling.seed, index)[None]
+    sigmas = np.linspace(1, 0, sampling.steps + 1)
+    sigmas = sampling.shift * sigmas / (1 + (sampling.shift - 1) * sigmas)
+    for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+        t = Tensor([1000 * sigma], ms.float32)
+        cond, uncond = (dit(Tensor(x), t, Tensor(text[i : i + 1], ms.float32)).asnumpy() for i in range(2))
+        x = x + (uncond + sampling.guidance * (cond - uncond)) * np.float32(sigma_next - sigma)
+    video = vae.decode(Tensor(x)).asnumpy()[0]
+    return x[0], np.clip(np.round((video.transpose(1, 2, 3, 0) + 1) * 127.5), 0, 255)
+
+
+PROMPTS = ["a 3 moving left", "a bright 7"]
+TIMINGS = {"loading_text_encoder", "text_encoding", "loading_dit", "denoising", "loading_vae", "decoding"}
+
+
+@pytest.fixture(scope="module")
+def made(model_files):
+    """What the configuration as it stands makes of PROMPTS: (latents, frames, timings)."""
+    config = read_section(GenerateConfig, random_model(model_files))
+    return make_latents(config, PROMPTS), *make_videos(config, PROMPTS)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_pipeline_is_its_networks_in_a_row(configure, made, index):
+    latents, frames, _ = made
+    latent, expected = by_hand(configure(), PROMPTS[index], index)
+    assert relative_error(latents[index], latent) < 1e-5
+    assert frames[index].shape == expected.shape == (5, 32, 48, 3)
+    assert frames[index].dtype == np.uint8
+    # A difference of 1e-6 may fall on the border of two levels.
+    assert np.abs(frames[index] - expected).max() <= 1
+
+
+def test_timings_of_all_stages(made):
+    assert set(made[2]) == TIMINGS
+    assert all(seconds > 0 for seconds in made[2].values())
+
+
+def test_noise_and_result_do_not_depend_on_the_batch(configure, made):
+    assert relative_error(make_latents(configure(sampling={"batch_size": 2}), PROMPTS), made[0]) < 1e-5
+    assert relative_error(made[0][1], made[0][0]) > 0.1
+
+
+def test_another_seed_makes_another_video(configure, made):
+    assert relative_error(make_latents(configure(sampling={"seed": 8}), PROMPTS[:1])[0], made[0][0]) > 0.1
+
+
+@pytest.mark.parametrize(("prompt", "sampling"), [
+    (PROMPTS[1], {}), (PROMPTS[0], {"negative_prompt": "blue"}), (PROMPTS[0], {"guidance": 1.0}),
+    (PROMPTS[0], {"sampler": "unipc"}),
+])
+def test_prompt_guidance_and_sampler_matter(configure, made, prompt, sampling):
+    assert relative_error(make_latents(configure(sampling=sampling), [prompt])[0], made[0][0]) > 1e-4
+
+
+def test_given_latents_replace_the_noise(configure, made):
+    latents = starting_noise((16, 2, 4, 6), 7, 0)[None].astype(np.float64)
+    given = make_latents(configure(sampling={"seed": 99}), PROMPTS[:1], latents)
+    assert (given[0] == made[0][0]).all()
+
+
+def test_graphs_give_the_video_of_pynative(configure, made):
+    config = configure(context={"mode": "graph"})
+    assert relative_error(make_latents(config, PROMPTS[:1])[0], made[0][0]) < 1e-5
+
+
+@pytest.mark.slow
+def test_compiled_decoding_gives_the_video_of_pynative(configure, made, monkeypatch):
+    monkeypatch.setattr(text_to_video, "COMPILE_VAE_FROM", 0)
+    frames, _ = make_videos(configure(context={"mode": "graph"}), PROMPTS[:1])
+    assert np.abs(frames[0].astype(int) - made[1][0]).max() <= 1
+
+
+def test_a_tile_larger_than_the_video_changes_nothing(configure, mapping, made):
+    mapping["model"]["vae"] |= {"tile_size": 48, "tile_overlap": 16}
+    frames, _ = make_videos(configure(sampling={"guidance": 3.0}), PROMPTS[:1])
+    assert (frames[0] == made[1][0]).all()
+
+
+class CountedVelocity:
+    """Velocity that pulls towards what the text says, and counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+        self.timesteps = []
+
+    def __call__(self, x, t, text):
+        self.calls += 1
+        self.timesteps.append(t.asnumpy().tolist())
+        return x - text.mean()
+
+
+def test_guidance_one_skips_the_unconditional_branch():
+    sample, text = Tensor(np.ones((2, 1, 1, 2, 2), np.float32)), Tensor(np.full((2, 3, 4), 0.5, np.float32))
+    steps = []
+    for negative, calls in ((None, 3), (text, 6)):
+        velocity = CountedVelocity()
+        integrate(velocity, make_sampler("euler", 3, 1.0), sample, text, negative, 2.0, lambda: steps.append(1))
+        assert velocity.calls == calls
+    assert len(steps) == 6
+    assert velocity.timesteps[0] == [1000, 1000]
+
+
+def test_a_straight_path_is_followed_to_its_end():
+    noise = np.random.default_rng(0).standard_normal((1, 2, 1, 2, 2)).astype(np.float32)
+    target = np.float32(0.25)
+
+    def velocity(x, t, text):
+        return Tensor(noise - target)
+
+    sample = integrate(velocity, make_sampler("euler", 5, 3.0), Tensor(noise), None, None, 1.0)
+    np.testing.assert_allclose(sample.asnumpy(), target, atol=1e-6)
+
+
+def test_nothing_is_compiled_from_step_to_step(configure):
+    config = configure()
+    net = load(OSPNextDiT(config.model.dit), config.model.dit)
+    velocity = ms.jit(net)
+    sample = Tensor(starting_noise((1, *config.latent_shape), 0, 0))
+    text = Tensor(np.zeros((1, 12, 16), np.float32))
+    integrate(velocity, make_sampler("euler", 1, 3.0), sample, text, text + 1, 2.0)
+    compiled = len(ms_compile_cache)
+    assert compiled > 0
+    integrate(velocity, make_sampler("euler", 3, 3.0), sample, text, text + 1, 2.0)
+    assert len(ms_compile_cache) == compiled
+
+
+def test_a_checkpoint_of_another_shape_is_found_before_anything_runs(configure, mapping):
+    mapping["model"]["vae"]["dim"] = 8
+    with pytest.raises(ValueError, match=r"model\.vae: .* does not fit the configured shape:\nmisshapen"):
+        TextToVideo(configure(), start(configure().context), PROMPTS)
+
+
+def test_a_tokenizer_of_another_vocabulary(configure, mapping):
+    mapping["model"]["text_encoder"]["vocab_size"] = 20
+    with pytest.raises(ValueError, match=r"gives the id \d+, but text_encoder.vocab_size is 20"):
+        TextToVideo(configure(), start(configure().context), PROMPTS)
+
+
+def test_values_that_are_not_finite_are_an_error(configure, mapping, tmp_path):
+    config = configure()
+    net = load(OSPNextDiT(config.model.dit), config.model.dit)
+    net.head.head.bias.set_data(Tensor(np.full(net.head.head.bias.shape, np.nan, np.float32)))
+    save_weights(net, tmp_path / "nan.safetensors")
+    mapping["model"]["dit"]["checkpoint"] = str(tmp_path / "nan.safetensors")
+    with pytest.raises(FloatingPointError, match=r"latents of videos \[0\] are not finite"):
+        make_latents(configure(), PROMPTS[:1])
+
+
+def test_to_uint8():
+    video = np.array([-1.5, -1, 0, 1, 3], np.float32).reshape(1, 5, 1, 1).repeat(3, axis=0)
+    assert to_uint8(video)[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
+    assert to_uint8(np.zeros((3, 5, 4, 6), np.float32)).shape == (5, 4, 6, 3)
+
+
+@pytest.mark.skipif(ms.get_context("device_target") == "Ascend", reason="checks what happens where there is no Ascend")
+def test_devices_and_dtypes_that_are_not_there(configure):
+    with pytest.raises(ValueError, match="device_target is Ascend"):
+        start(configure(context={"device_target": "Ascend"}).context)
+    with pytest.raises(ValueError, match=r"dtype is bf16, but the CPU .* valid: fp32"):
+        start(configure(context={"device_target": "auto", "dtype": "bf16"}).context)
+    runtime = start(configure(context={"device_target": "CPU", "dtype": "auto", "mode": "graph"}).context)
+    assert (runtime.device, runtime.dtype_name, runtime.compiled) == ("CPU", "fp32", True)
+
+
+@pytest.mark.parametrize("compile_net", [lambda net: net, ms.jit])
+def test_released_networks_leave_no_weights_behind(compile_net):
+    net = ms.nn.Dense(3, 2)
+    compile_net(net)(Tensor(np.ones((1, 3), np.float32)))
+    weights = [weakref.ref(parameter) for parameter in net.get_parameters()]
+    del net
+    release_memory()
+    assert [weight() for weight in weights] == [None, None]
+
+
+def test_released_networks_run_again():
+    net = ms.nn.Dense(3, 2)
+    compiled = ms.jit(net)
+    x = Tensor(np.ones((1, 3), np.float32))
+    before = compiled(x).asnumpy()
+    release_memory()
+    assert (compiled(x).asnumpy() == before).all()

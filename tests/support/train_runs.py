@@ -1,0 +1,60 @@
+"""A network of some thousand weights and a cache of random latents: runs that take seconds."""
+
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ospnext_ms.config.reader import load_config
+from ospnext_ms.config.train import TrainConfig
+from ospnext_ms.data import cache
+
+DIT = dict(dim=16, ffn_dim=24, num_heads=4, num_layers=2, freq_dim=8, text_dim=8, text_len=6, skiparse="dual_end",
+           sparse_ratio=2, num_full_blocks=0)
+LATENT = (16, 2, 8, 8)
+
+
+def write_cache(folder, count=12, size=(5, 64, 64), seed=0, text_dim=DIT["text_dim"]):
+    """A finished cache of `count` random clips of `size` (frames, height, width), in the form of `prepare-data`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    frames, height, width = size
+    shape = (16, (frames - 1) // 4 + 1, height // 8, width // 8)
+    names = [f"clip{i}" for i in range(count)]
+    latents = {name: rng.standard_normal(shape, np.float32) for name in names}
+    cache.write_clips(folder / cache.clips_shard(0), latents, [{"name": name} for name in names], [])
+    texts = [rng.standard_normal((3 + i % 3, text_dim), np.float32) for i in range(count)]
+    cache.write_texts(folder / cache.text_shard(0), [f"text {i}" for i in range(count)], texts)
+    cache.write_texts(folder / cache.EMPTY_TEXT, [""], [rng.standard_normal((1, text_dim), np.float32)])
+    samples = [cache.Sample(name, 0, 0, (i,)) for i, name in enumerate(names)]
+    cache.write_index(folder, contents="latents", fps=8, buckets=[(height, width, frames)], text_len=5,
+                      text_dim=text_dim, samples=samples)
+    return folder
+
+
+def settings(folder, data, steps=6, every=3):
+    """A TrainConfig as nested dicts; the run's folder is `folder`."""
+    return {
+        "run_mode": "train", "seed": 3, "output_dir": str(folder), "load_checkpoint": None,
+        "context": {"device_target": "CPU"},
+        "model": {"dit": dict(DIT)},
+        "runner_config": {"steps": steps, "batch_size": 2, "peak_tflops": 0.1},
+        "optimizer": {"type": "AdamW", "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.01},
+        "lr_schedule": {"type": "CosineWithWarmUpLR", "learning_rate": 1e-3, "lr_end": 1e-5, "warmup_steps": 1},
+        "flow": {"shift": 3.0},
+        "ema": {"decay": 0.9},
+        "train_dataset": {"kind": "cache", "path": str(data), "text_drop": 0.3},
+        "callbacks": {"save_checkpoint_steps": every, "tensorboard": False},
+    }
+
+
+def write_config(path, values):
+    """Writes nested dicts as a YAML file."""
+    Path(path).write_text(yaml.safe_dump(values))
+    return path
+
+
+def read_config(path, values, *overrides):
+    """TrainConfig of nested dicts, through a YAML file."""
+    return load_config(TrainConfig, write_config(path, values), overrides)

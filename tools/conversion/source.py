@@ -1,0 +1,99 @@
+"""Where the weights come from: a file, shards with an index, or a model's folder."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ospnext_ms.storage.safetensors_io import (
+    INDEX_SUFFIX,
+    check_shard,
+    find_weights_file,
+    read_header,
+    read_index,
+)
+from ospnext_ms.storage.training_checkpoint import is_group, problems_of, read_group
+from tools.conversion import torch_file
+
+# Wan2.1's released folder holds the weights of all three networks side by side.
+_WAN_FILES = {
+    "dit": ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"),
+    "vae": ("Wan2.1_VAE.pth",),
+    "umt5": ("models_t5_umt5-xxl-enc-bf16.pth",),
+}
+_PIPELINE_FOLDERS = {"dit": "transformer", "vae": "vae", "umt5": "text_encoder"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Tensors by name, none of them loaded, and the config.json beside them where there is one."""
+
+    path: Path
+    tensors: Mapping
+    config: Mapping | None
+
+
+def open_source(kind: str, path: Path) -> Source:
+    """Finds a network's weights at `path` and reads names, dtypes and shapes of them all.
+
+    `path` is a .safetensors or PyTorch file, an index of shards, a model's folder (Wan2.1, diffusers, transformers,
+    ours), a diffusers pipeline's folder with such folders in it, or a group of a training checkpoint
+    (.../step_00000100/ema), which is compared with its SHA-256.
+
+    Raises:
+        FileNotFoundError: nothing there, or shards missing (named).
+        ValueError: a file that is damaged, of another format, or ambiguous.
+        ImportError: a PyTorch file without PyTorch.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if is_group(path):
+        problems = problems_of(path.parent)
+        if problems:
+            raise ValueError(f"{path} is refused: " + "; ".join(problems))
+        return Source(path, read_group(path), None)
+    if path.is_dir() and (path / "model_index.json").is_file():
+        path = path / _PIPELINE_FOLDERS[kind]
+    weights = _find_weights(kind, path) if path.is_dir() else path
+    config = weights.parent / "config.json"
+    return Source(weights, _read_tensors(weights), _read_config(config) if config.is_file() else None)
+
+
+def _find_weights(kind, folder):
+    for name in _WAN_FILES[kind]:
+        if (folder / name).is_file():
+            return folder / name
+    try:
+        return find_weights_file(folder)
+    except FileNotFoundError:
+        return find_weights_file(folder, torch_file.SUFFIXES)
+
+
+def _read_tensors(weights):
+    if not weights.name.endswith(INDEX_SUFFIX):
+        return _read_file(weights)
+    tensors = {}
+    for shard, names in read_index(weights).items():
+        found = _read_file(weights.parent / shard)
+        check_shard(weights, shard, names, found)
+        tensors.update(found)
+    return tensors
+
+
+def _read_file(path):
+    if path.suffix == ".safetensors":
+        return read_header(path)[0]
+    if path.suffix in torch_file.SUFFIXES:
+        return torch_file.read_torch_file(path)
+    raise ValueError(f"{path} is of no known format; valid: .safetensors, {', '.join(torch_file.SUFFIXES)}, "
+                     f"an index of shards (*{INDEX_SUFFIX}), or a folder with one of them")
+
+
+def _read_config(path):
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no configuration: expected an object")
+    return config

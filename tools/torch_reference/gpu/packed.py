@@ -1,0 +1,254 @@
+"""The diffusion transformer of OSP-Next in packed order: nothing is padded, the fast form of `dit.OSPNextDiT`.
+
+B batch, N tokens, C width, L text tokens, H heads, D head width. The raw patches are permuted into token order on
+entry, the residual stream is gathered once at every switch between token and group blocks, the output patches are
+permuted back; full blocks run in whatever order the sequence is in. Source: arXiv 2605.28691 on the network of Wan2.1
+(arXiv 2503.20314); parameter names are those of the Wan2.1 checkpoints.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tools.torch_reference.dit import NORM_EPS, embed_time, linear_fp32
+from tools.torch_reference.gpu.attention_backends import attention_backend
+from tools.torch_reference.gpu.fused import default_kernels
+from tools.torch_reference.gpu.sequence import PackedSequence
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How blocks compute: the owner of the token order, the attention, the fused kernels, the dtype of the linears.
+
+    `leaves_update`: a block leaves its last update to the next one, which does it in the pass of its first norm.
+    """
+
+    sequence: Any
+    attention: Any
+    kernels: Any
+    dtype: torch.dtype
+    leaves_update: bool = False
+
+
+class RMSNorm(nn.Module):
+    """Weight of an RMS norm over the full width."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+
+class Attention(nn.Module):
+    """Projections shared by self- and cross-attention; q and k are RMS-normalised over the full width."""
+
+    def __init__(self, dim, num_heads, dtype):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim, dtype=dtype) for _ in range(4))
+        self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
+
+    def _heads(self, x_BNC):
+        return x_BNC.unflatten(-1, (self.num_heads, -1))
+
+    def _output(self, parts_BnHD, kernels):
+        return kernels.linear_of_parts([part_BnHD.flatten(2) for part_BnHD in parts_BnHD], self.o)
+
+
+class SelfAttention(Attention):
+    """Attention of the video tokens, full or inside the sub-sequences of the current order: -> [B, N, C]."""
+
+    def forward(self, x, order, sparse, execution):
+        kernels, sequence = execution.kernels, execution.sequence
+        tables = order.cos_Nd, order.sin_Nd
+        q = kernels.rms_norm_rotate(kernels.linear(x, self.q), self.norm_q.weight, *tables)
+        q = sequence.share(self._heads(q), order, sparse)
+        k = kernels.rms_norm_rotate(kernels.linear(x, self.k), self.norm_k.weight, *tables)
+        k = sequence.share(self._heads(k), order, sparse)
+        v = sequence.share(self._heads(kernels.linear(x, self.v)), order, sparse)
+        attend = sequence.attend_sparse if sparse else sequence.attend_full
+        parts_BnHD = attend(execution.attention, q, k, v, order)
+        del q, k, v
+        return self._output(parts_BnHD, kernels)
+
+
+class CrossAttention(Attention):
+    """Every token attends to the whole text, padding included; keys and values are projected once per sample."""
+
+    def forward(self, x, text, execution):
+        kernels = execution.kernels
+        q_BNHD = self._heads(kernels.rms_norm(kernels.linear(x, self.q), self.norm_q.weight))
+        k_BLHD = self._heads(kernels.rms_norm(kernels.linear(text, self.k), self.norm_k.weight))
+        v_BLHD = self._heads(kernels.linear(text, self.v))
+        return self._output([execution.attention(q_BNHD, k_BLHD, v_BLHD)], kernels)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and FFN; the first and the last modulated by the time embedding.
+
+    x += gate_a * SelfAttention(norm1(x) * (1 + scale_a) + shift_a); x += CrossAttention(norm3(x), text);
+    x += gate_f * FFN(norm2(x) * (1 + scale_f) + shift_f)
+
+    `owed` is the update (y, gate) that the block before has left to this one, or None; with `gather_N` [N] the tokens
+    are gathered after it. Returns (x, what this block leaves: see Execution).
+    """
+
+    def __init__(self, config, dtype):
+        super().__init__()
+        dim = config.dim
+        self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
+        self.self_attn = SelfAttention(dim, config.num_heads, dtype)
+        self.norm3 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.cross_attn = CrossAttention(dim, config.num_heads, dtype)
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, config.ffn_dim, dtype=dtype),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(config.ffn_dim, dim, dtype=dtype),
+        )
+
+    def forward(self, x_BNC, owed, gather_N, e0_B6C, text, order, sparse, execution):
+        kernels, dtype = execution.kernels, execution.dtype
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation.float() + e0_B6C).unbind(1)
+        norm3 = self.norm3.weight.float()[None], self.norm3.bias.float()[None]
+        if owed is None:
+            n = kernels.norm(x_BNC, 1 + scale_a, shift_a, dtype)
+        else:
+            x_BNC, n = kernels.update_norm(x_BNC, *owed, 1 + scale_a, shift_a, dtype, gather_N)
+        y_BNC = self.self_attn(n, order, sparse, execution)
+        x_BNC, n = kernels.update_norm(x_BNC, y_BNC, gate_a, *norm3, dtype)
+        y_BNC = self.cross_attn(n, text, execution)
+        x_BNC, n = kernels.update_norm(x_BNC, y_BNC, None, 1 + scale_f, shift_f, dtype)
+        del y_BNC
+        hidden = kernels.linear_gelu(n, self.ffn[0])
+        del n
+        y_BNC = kernels.linear(hidden, self.ffn[2])
+        return (x_BNC, (y_BNC, gate_f)) if execution.leaves_update else (kernels.update(x_BNC, y_BNC, gate_f), None)
+
+
+def _settled(x_BNC, owed, kernels):
+    """x with the update that a block has left."""
+    return x_BNC if owed is None else kernels.update(x_BNC, *owed)
+
+
+class Head(nn.Module):
+    """Modulated layer norm and the projection to patches, fp32: [B, N, C] -> [B, N, patch * channels]."""
+
+    def __init__(self, dim, out_width):
+        super().__init__()
+        self.modulation = nn.Parameter(torch.zeros(1, 2, dim))
+        self.head = nn.Linear(dim, out_width)
+
+    def forward(self, x_BNC, e_BC, kernels):
+        shift, scale = (self.modulation.float() + e_BC[:, None]).unbind(1)
+        return linear_fp32(kernels.norm(x_BNC, 1 + scale, shift, torch.float32), self.head)
+
+
+class PackedDiT(nn.Module):
+    """Velocity of flow matching for a video latent.
+
+    Args:
+        config: ospnext_ms.models.config.DiTConfig.
+        sequence: owner of the order of the tokens, default PackedSequence (the whole video on this device).
+        residual_dtype: dtype of the residual stream, default `dtype`.
+        dtype: dtype of the blocks' linears, patch and text embedding; norms, modulation, rotation, the time path and
+            the head are fp32 always.
+        attention: callable of attention_backends, default the one PyTorch chooses.
+        kernels: see fused.py, default by device.
+
+    Set `gradient_checkpointing` to recompute every block in the backward pass. Raises ValueError for a quantised
+    configuration: float8.quantise makes an 8-bit model of a loaded one.
+    """
+
+    def __init__(self, config, sequence=None, residual_dtype=None, dtype=torch.float32, attention=None, kernels=None):
+        super().__init__()
+        if config.quant is not None or config.quant_attention is not None:
+            raise ValueError(f"quant is {config.quant!r}, quant_attention {config.quant_attention!r}; "
+                             "PackedDiT has no HiFloat8 layers, valid: None")
+        self.config = config
+        self.sequence = sequence or PackedSequence(config.sparse_ratio)
+        self.residual_dtype = residual_dtype or dtype
+        self.dtype = dtype
+        self.attention = attention or attention_backend("default")
+        self.kernels = kernels
+        self.gradient_checkpointing = False
+        dim, patch = config.dim, config.patch_size
+        self.patch_embedding = nn.Conv3d(config.in_channels, dim, patch, stride=patch, dtype=dtype)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim, dtype=dtype),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(dim, dim, dtype=dtype),
+        )
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(Block(config, dtype) for _ in range(config.num_layers))
+        self.head = Head(dim, patch[1] * patch[2] * config.out_channels)
+
+    def with_layout(self, skiparse, num_full_blocks=None):
+        """The same weights under another hybrid layout: a model that shares every parameter with this one."""
+        config = replace(self.config, skiparse=skiparse, num_full_blocks=num_full_blocks)
+        with torch.device("meta"):
+            other = PackedDiT(config, self.sequence, self.residual_dtype, self.dtype, self.attention, self.kernels)
+        other.load_state_dict(self.state_dict(keep_vars=True), assign=True)
+        return other
+
+    def forward(self, x_BCThw, t_B, text_BLC):
+        """x [B, C, T, H, W], t [B] in [0, 1000], text [B, L <= text_len, text_dim] -> velocity [B, C, T, H, W] fp32.
+
+        Raises ValueError where x does not divide into patches or the text is too long.
+        """
+        kernels = self.kernels or default_kernels(x_BCThw.device)
+        # With gradients a block would have to keep both x and y for the backward pass.
+        execution = Execution(self.sequence, self.attention, kernels, self.dtype, not torch.is_grad_enabled())
+        patches_BNK, grid = self._patchify(x_BCThw)
+        e_BC, e0_B6C = embed_time(self, t_B)
+        text = kernels.input_of_linear(self._embed_text(text_BLC))
+        x_BNC = self._embed_patches(self.sequence.enter(patches_BNK, grid))
+        pattern, owed = "token", None
+        for block, wanted in zip(self.blocks, self.config.block_patterns, strict=True):
+            gather_N = None
+            if wanted not in ("full", pattern):
+                gather_N = self.sequence.gather_of_switch(grid, wanted, x_BNC.device) if owed else None
+                if gather_N is None:
+                    x_BNC, owed = self.sequence.switch(_settled(x_BNC, owed, kernels), grid, wanted), None
+                pattern = wanted
+            order = self.sequence.order(grid, pattern, self.config.head_dim, x_BNC.device)
+            x_BNC, owed = self._run(block, x_BNC, owed, gather_N, e0_B6C, text, order, wanted != "full", execution)
+        patches_BNK = self.head(_settled(x_BNC, owed, kernels), e_BC, kernels)
+        patches_BNK = self.sequence.leave(patches_BNK, grid, pattern)
+        return self._unpatchify(patches_BNK, grid)
+
+    def _run(self, block, *arguments):
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
+
+    def _patchify(self, x_BCThw):
+        """[B, C, T, h*p, w*q] -> ([B, T*h*w, C*p*q], grid), channel first inside a patch."""
+        _, p, q = self.config.patch_size
+        batch, channels, frames, height, width = x_BCThw.shape
+        if height % p or width % q:
+            raise ValueError(f"latent of {height}x{width} does not divide into patches of {p}x{q}")
+        grid = (frames, height // p, width // q)
+        patches = x_BCThw.reshape(batch, channels, frames, grid[1], p, grid[2], q).permute(0, 2, 3, 5, 1, 4, 6)
+        return patches.reshape(batch, frames * grid[1] * grid[2], channels * p * q), grid
+
+    def _unpatchify(self, patches_BNK, grid):
+        """[B, T*h*w, p*q*C] -> [B, C, T, h*p, w*q], channel last inside a patch."""
+        _, p, q = self.config.patch_size
+        frames, height, width = grid
+        x = patches_BNK.reshape(-1, frames, height, width, p, q, self.config.out_channels)
+        return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(-1, self.config.out_channels, frames, height * p, width * q)
+
+    def _embed_patches(self, patches_BNK):
+        weight = self.patch_embedding.weight.flatten(1)
+        return F.linear(patches_BNK.to(self.dtype), weight, self.patch_embedding.bias).to(self.residual_dtype)
+
+    def _embed_text(self, text_BLC):
+        length = text_BLC.shape[1]
+        if length > self.config.text_len:
+            raise ValueError(f"text of {length} tokens is longer than text_len {self.config.text_len}")
+        text_BLC = F.pad(text_BLC, (0, 0, 0, self.config.text_len - length)).to(self.dtype)
+        return self.text_embedding(text_BLC)
