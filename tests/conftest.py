@@ -2,9 +2,12 @@
 
 import importlib.util
 import os
-from pathlib import Path
 
 import pytest
+
+from tests.support import generate_runs
+from tests.support.paths import GOLDEN
+from tests.support.text_to_video import write_weights
 
 
 def pytest_configure():
@@ -34,6 +37,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
+def model_files(tmp_path_factory):
+    """Folder with dit, vae and text_encoder.safetensors of the random model of tests.support.generate_runs."""
+    folder = tmp_path_factory.mktemp("model")
+    write_weights(folder, generate_runs.DIT, generate_runs.TEXT_ENCODER)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def golden():
     """Folder with inputs, weights and outputs of the original networks."""
-    return Path(__file__).parent / "golden"
+    return GOLDEN

@@ -19,7 +19,8 @@ from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.parallel.mesh import make_mesh, start_processes
 from ospnext_ms.parallel.sequence import ParallelSequence
 from ospnext_ms.skiparse import SkiparsePlan
-from tests.distributed.worker import Loss, inputs, random_weights
+from tests.distributed.worker import Loss, inputs
+from tests.support.weights import random_weights
 
 GRID = (3, 7, 10)
 CONFIG = DiTConfig(dim=32, ffn_dim=60, num_heads=4, num_layers=2, freq_dim=16, text_dim=8, text_len=6,

@@ -12,6 +12,7 @@ from ospnext_ms.runtime import start
 from ospnext_ms.storage.training_checkpoint import open_checkpoint
 from ospnext_ms.training.loop import Trainer
 from tests.support import train_runs as runs
+from tests.support.configs import write_config
 from tests.support.msrun import run_workers
 
 STEPS, MORE = 2, 4
@@ -28,7 +29,7 @@ def settings(folder, data, steps, mode="pynative", **parallel):
 def workers(num_workers, folder, **scenarios):
     """Runs scenarios {name: settings} in processes; {name: [result of rank 0, ...]}."""
     for name, values in scenarios.items():
-        runs.write_config(folder / f"{name}.yaml", values)
+        write_config(folder / f"{name}.yaml", values)
     status, output = run_workers(num_workers, folder, "-m", "tests.distributed.train_worker", str(folder), *scenarios)
     assert status == 0, output[-4000:]
     return {name: [json.loads((folder / f"{name}_rank_{rank}.json").read_text()) for rank in range(num_workers)]

@@ -33,6 +33,7 @@ from ospnext_ms.runtime import start
 from tests.distributed.cases import EXCHANGES, GENERATION, GRIDS, MODEL, UNEVEN, cases
 from tests.support.compare import relative_error
 from tests.support.msrun import TIMEOUT_SECONDS
+from tests.support.weights import random_weights
 
 CONFIG = DiTConfig(**MODEL)
 
@@ -47,17 +48,6 @@ class Loss(nn.Cell):
     def construct(self, x, t, text, weight):
         out = self.net(x, t, text)
         return (out * weight).mean(), out
-
-
-def random_weights(net, seed=0):
-    """Sets every parameter to random values, none of them zero, the same on all ranks."""
-    rng = np.random.default_rng(seed)
-    for name, parameter in net.parameters_and_names():
-        fan_in = parameter.shape[-1] if len(parameter.shape) > 1 else 1
-        scale = 0.02 if len(parameter.shape) == 1 else fan_in**-0.5
-        offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-        values = rng.normal(offset, scale, size=parameter.shape).astype(np.float32)
-        parameter.set_data(Tensor(values))
 
 
 def inputs(grid, batch):

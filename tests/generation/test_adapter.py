@@ -11,8 +11,8 @@ from ospnext_ms.models.lora import Adapters, LoRAConfig
 from ospnext_ms.runtime import Runtime
 from ospnext_ms.storage.peft_format import read_adapter, write_adapter
 from ospnext_ms.storage.weights import load_weights, save_weights
-from tests.generation.conftest import DIT
 from tests.support.compare import relative_error
+from tests.support.generate_runs import DIT
 
 LORA = LoRAConfig(rank=2, alpha=8.0, targets=("q", "o"))
 

@@ -7,7 +7,6 @@ import cv2
 import mindspore
 import numpy as np
 import pytest
-import yaml
 
 import ospnext_ms
 from ospnext_ms.__main__ import main
@@ -15,13 +14,12 @@ from ospnext_ms.config.generate import GenerateConfig
 from ospnext_ms.config.reader import read_section
 from ospnext_ms.data.video import read_video
 from ospnext_ms.generation import text_to_video
+from tests.support.configs import write_config
 
 
 @pytest.fixture
 def config_file(mapping, tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(mapping))
-    return str(path)
+    return str(write_config(tmp_path / "run.yaml", mapping))
 
 
 def files_in(folder):

@@ -20,7 +20,7 @@ from ospnext_ms.models.umt5 import UMT5Encoder
 from ospnext_ms.models.vae import WanVAE
 from ospnext_ms.runtime import release_memory, start
 from ospnext_ms.storage.weights import load_weights, save_weights
-from tests.generation.conftest import random_model
+from tests.support import generate_runs as runs
 from tests.support.compare import relative_error
 
 
@@ -69,7 +69,7 @@ TIMINGS = {"loading_text_encoder", "text_encoding", "loading_dit", "denoising", 
 @pytest.fixture(scope="module")
 def made(model_files):
     """What the configuration as it stands makes of PROMPTS: (latents, frames, timings)."""
-    config = read_section(GenerateConfig, random_model(model_files))
+    config = read_section(GenerateConfig, runs.settings(model_files))
     return make_latents(config, PROMPTS), *make_videos(config, PROMPTS)
 
 

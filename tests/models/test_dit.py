@@ -12,45 +12,15 @@ from safetensors.numpy import load_file
 
 from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
 from tests.support.compare import relative_error
+from tests.support.dit_twins import random_inputs, torch_twin
 from tests.support.paths import FACTS
-from tools.torch_reference.dit import OSPNextDiT as TorchDiT
+from tests.support.weights import set_weights
 
 SMALL = dict(dim=64, ffn_dim=128, num_heads=4, num_layers=8, freq_dim=64, text_dim=32, text_len=16)
 SIZES = {
     "14b": DiTConfig(5120, 13824, 40, 40, 256, 4096, 512, num_full_blocks=8),
     "1_3b": DiTConfig(1536, 8960, 12, 30, 256, 4096, 512, num_full_blocks=8),
 }
-
-
-def set_weights(net, weights):
-    """Load a dict of NumPy arrays; every name must be there."""
-    parameters = net.parameters_dict()
-    assert set(parameters) == set(weights)
-    for name, parameter in parameters.items():
-        assert parameter.shape == weights[name].shape, name
-        parameter.set_data(Tensor(weights[name]))
-
-
-def torch_twin(config, seed):
-    """A torch_reference DiT with random weights everywhere (no zeros that would hide a path) and its MindSpore twin."""
-    torch.manual_seed(seed)
-    reference = TorchDiT(config)
-    with torch.no_grad():
-        for name, parameter in reference.named_parameters():
-            scale = 0.02 if name.endswith("bias") or parameter.ndim == 1 else 0.7 * parameter[0].numel() ** -0.5
-            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.normal_(offset, scale)
-    net = OSPNextDiT(config)
-    set_weights(net, {name: p.detach().numpy() for name, p in reference.named_parameters()})
-    return net, reference
-
-
-def random_inputs(config, grid, batch, text_len, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(batch, config.in_channels, grid[0], 2 * grid[1], 2 * grid[2])).astype(np.float32)
-    t = rng.uniform(0, 1000, size=batch).astype(np.float32)
-    text = rng.normal(size=(batch, text_len, config.text_dim)).astype(np.float32)
-    return x, t, text
 
 
 @pytest.fixture(scope="module")

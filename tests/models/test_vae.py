@@ -16,19 +16,10 @@ from safetensors.numpy import load_file
 from ospnext_ms.models.vae import LATENT_MEAN, LATENT_STD, VAEConfig, WanVAE
 from tests.support.compare import relative_error
 from tests.support.paths import ROOT
+from tests.support.weights import set_weights
 from tools.torch_reference.vae import WanVAE as TorchVAE
 
 NAMES = ROOT / "tests/facts/wan_vae_names.json"
-
-
-def set_weights(vae, weights):
-    """Loads a dict of NumPy arrays; every name must be there."""
-    parameters = vae.parameters_dict()
-    assert set(parameters) == set(weights)
-    for name, parameter in parameters.items():
-        assert parameter.shape == weights[name].shape, name
-        parameter.set_data(Tensor(weights[name], parameter.dtype))
-    return vae
 
 
 def golden_vae(golden, **options):

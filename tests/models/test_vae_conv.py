@@ -9,8 +9,8 @@ from safetensors.numpy import load_file
 
 from ospnext_ms.models import vae_blocks, vae_conv
 from ospnext_ms.models.vae import VAEConfig, WanVAE
-from tests.models.test_vae import set_weights
 from tests.support.compare import relative_error
+from tests.support.weights import set_weights
 
 # batch, in and out channels, (T, H, W), kernel, stride, pad: every convolution of the network, odd sizes.
 CASES = [

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file
 
 from ospnext_ms.models.vae import Tiling, VAEConfig, WanVAE
 from ospnext_ms.models.vae_tiling import apply_tiled, crossfade, tile_spans
-from tests.models.test_vae import set_weights
 from tests.support.compare import relative_error
+from tests.support.weights import set_weights
 
 
 @pytest.fixture(scope="module")

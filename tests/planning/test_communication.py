@@ -14,18 +14,9 @@ from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.parallel import sequence as parallel_sequence
 from ospnext_ms.parallel.mesh import Mesh, layout
 from ospnext_ms.planning import communication
-from ospnext_ms.planning.workload import Workload
+from tests.support.workload import OSP_NEXT_14B, workload
 
 CONFIG = DiTConfig(16, 16, 4, 8, 8, 8, 4, num_full_blocks=4)
-OSP_NEXT_14B = DiTConfig(5120, 13824, 40, 40, 256, 4096, 512, num_full_blocks=8)
-
-
-def workload(dit, video, skiparse, ulysses, **changes):
-    values = dict(
-        run_mode="train", dit=dit, text_encoder=None, video=video, notes=(), batch=1, batches=1, forwards=1, compute=4,
-        residual=4, stored=4, flash=False, trained="all", lora=None, ema=True, recompute=False, peak_tflops=None,
-        parallel=ParallelSection(data_parallel=1, skiparse_parallel=skiparse, ulysses_parallel=ulysses))
-    return Workload(**(values | changes))
 
 
 class CountedExchange(nn.Cell):

@@ -11,8 +11,8 @@ from ospnext_ms.config.sections import ParallelSection
 from ospnext_ms.models.config import DiTConfig, UMT5Config
 from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.planning import memory, shapes
-from tests.planning.test_communication import OSP_NEXT_14B, workload
 from tests.support.paths import ROOT
+from tests.support.workload import OSP_NEXT_14B, workload
 
 HD = (720, 1280, 81)
 EIGHT = ParallelSection(data_parallel=1, skiparse_parallel=4, ulysses_parallel=2, parameter_shard=8)

@@ -9,6 +9,7 @@ import pytest
 from ospnext_ms.reporting.monitor import read_metrics
 from ospnext_ms.storage.peft_format import read_adapter
 from tests.support import post_train_runs as runs
+from tests.support.configs import write_config
 from tests.support.msrun import run_workers
 from tests.support.paths import ROOT
 
@@ -37,7 +38,7 @@ def undisturbed(model, tmp_path_factory):
     """(output folder, digest) of three iterations in one go."""
     folder = tmp_path_factory.mktemp("undisturbed")
     values = runs.settings(model, folder / "out", runner_config={"iterations": 3})
-    status, digest, output = run(runs.write_config(folder / "run.yaml", values))
+    status, digest, output = run(write_config(folder / "run.yaml", values))
     assert status == 0, output
     return folder / "out", digest
 
@@ -69,7 +70,7 @@ def test_what_a_run_leaves(undisturbed):
 def test_killed_and_resumed_equals_undisturbed_bit_by_bit(undisturbed, model, tmp_path):
     folder, digest = undisturbed
     values = runs.settings(model, tmp_path / "out", runner_config={"iterations": 3})
-    config = runs.write_config(tmp_path / "run.yaml", values)
+    config = write_config(tmp_path / "run.yaml", values)
     assert run(config, "2")[0] == -9
     status, resumed, output = run(config)
     assert status == 0, output
@@ -82,7 +83,7 @@ def test_killed_and_resumed_equals_undisturbed_bit_by_bit(undisturbed, model, tm
 def test_two_processes_agree_with_one(undisturbed, model, tmp_path):
     """Same rewards, advantages and adapters for the same seed; every first ratio is exactly 1 with 2 processes too."""
     values = runs.settings(model, tmp_path / "out", runner_config={"iterations": 3})
-    config = runs.write_config(tmp_path / "run.yaml", values)
+    config = write_config(tmp_path / "run.yaml", values)
     status, output = run_workers(2, tmp_path, "-m", "tests.post_training.run_worker", str(config))
     assert status == 0, output
     alone, together = (figures(folder) for folder in (undisturbed[0], tmp_path / "out"))
@@ -103,7 +104,7 @@ def test_two_processes_agree_with_one(undisturbed, model, tmp_path):
 def test_a_failing_reward_ends_the_run_with_its_name(model, tmp_path):
     rewards = [{"name": "bad", "callable": "tests.post_training.scorers:Unmakeable", "weight": 1.0, "arguments": {}}]
     values = runs.settings(model, tmp_path / "out", rewards=rewards)
-    config = runs.write_config(tmp_path / "run.yaml", values)
+    config = write_config(tmp_path / "run.yaml", values)
     done = subprocess.run([sys.executable, "-m", "ospnext_ms", "post-train", "--config", str(config)], cwd=ROOT,
                           env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False, capture_output=True, text=True)
     assert done.returncode == 2

@@ -16,7 +16,10 @@ from ospnext_ms.data.latents import LatentDataset
 from ospnext_ms.generation import encoders
 from ospnext_ms.preparation import prepare as prepare_data
 from ospnext_ms.runtime import start
-from tests.generation.conftest import TEXT_ENCODER, TOKENIZER, VAE
+from tests.support.configs import changed
+from tests.support.generate_runs import DIT, TEXT_ENCODER
+from tests.support.paths import TOKENIZER
+from tests.support.text_to_video import VAE, model_section
 from tests.support.videos import write_counting
 
 DATASET = dict(batch_size=1, seed=0, text_len=12)
@@ -40,18 +43,15 @@ def videos(tmp_path_factory):
 def configure(videos, model_files, tmp_path):
     """Function that changes sections and returns the PrepareDataConfig; the cache is tmp_path/cache."""
     def change(**sections):
-        files = {name: {"checkpoint": str(model_files / f"{name}.safetensors")} for name in ("vae", "text_encoder")}
+        model = model_section(model_files, DIT, TEXT_ENCODER)
         mapping = {
             "run_mode": "prepare_data", "context": {"mode": "pynative"},
-            "model": {"vae": VAE | files["vae"], "text_len": 12,
-                      "text_encoder": TEXT_ENCODER | files["text_encoder"] | {"tokenizer": str(TOKENIZER)}},
+            "model": {"vae": model["vae"], "text_len": 12, "text_encoder": model["text_encoder"]},
             "manifest": str(videos / "manifest.jsonl"), "workers": 0,
             "clips": {"fps": 8, "buckets": [[32, 48, 5], [48, 32, 5]]},
             "cache": {"dtype": "fp32", "entries_per_shard": 2}, "output_dir": str(tmp_path / "cache"),
         }
-        for name, values in sections.items():
-            mapping[name] = mapping.get(name, {}) | values if isinstance(values, dict) else values
-        return read_section(PrepareDataConfig, mapping)
+        return read_section(PrepareDataConfig, changed(mapping, **sections))
 
     return change
 
@@ -180,9 +180,9 @@ def test_other_weights_are_other_settings(quick, configure, model_files, tmp_pat
     other.write_bytes(weights)
     model = configure().model
     text_encoder = {"checkpoint": model.text_encoder.checkpoint, "tokenizer": str(TOKENIZER)}
-    changed = {"vae": VAE | {"checkpoint": str(other)}, "text_len": 12, "text_encoder": TEXT_ENCODER | text_encoder}
+    sections = {"vae": VAE | {"checkpoint": str(other)}, "text_len": 12, "text_encoder": TEXT_ENCODER | text_encoder}
     with pytest.raises(ValueError, match="model.vae.checkpoint"):
-        prepare_data.prepare(configure(model=changed))
+        prepare_data.prepare(configure(model=sections))
 
 
 def test_other_folders_are_left_alone(quick, configure, tmp_path):

@@ -48,18 +48,17 @@ def test_errors_are_passed_on(workers):
 
 
 PARENT = """
-from functools import partial
-from time import sleep
+import os
+import time
 from ospnext_ms.preparation.workers import map_in_order
-from tests.preparation.test_workers import report_and_wait
-if __name__ == "__main__":
-    next(map_in_order(report_and_wait, [1, 2], 1, None))
-"""
-
 
 def report_and_wait(number):
     print(os.getpid(), flush=True)
     time.sleep(60)
+
+if __name__ == "__main__":
+    next(map_in_order(report_and_wait, [1, 2], 1, None))
+"""
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):

@@ -17,8 +17,9 @@ from ospnext_ms.models.sequence import PackedSequence
 from ospnext_ms.quant.attention import AttentionInputs, HiF8Attention
 from ospnext_ms.quant.hif8 import HiF8Linear
 from ospnext_ms.quant.recipe import HiF8Recipe, make_recipe
-from tests.models.test_dit import random_inputs, set_weights, torch_twin
 from tests.support.compare import relative_error
+from tests.support.dit_twins import random_inputs, torch_twin
+from tests.support.weights import set_weights
 from tools.torch_reference import hif8 as reference
 
 SMALL = DiTConfig(dim=32, ffn_dim=64, num_heads=2, num_layers=1, freq_dim=32, text_dim=16, text_len=8, skiparse="full")

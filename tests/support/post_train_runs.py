@@ -3,35 +3,21 @@
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from ospnext_ms.config.post_train import PostTrainConfig
-from ospnext_ms.config.reader import load_config
-from ospnext_ms.storage.safetensors_io import ArrayTensor, write_file
-from tests.support.paths import TOKENIZER
+from tests.support import configs
+from tests.support.text_to_video import model_section, text_encoder_of, write_weights
 
 DIT = {"dim": 16, "ffn_dim": 24, "num_heads": 2, "num_layers": 2, "freq_dim": 8, "text_dim": 16, "text_len": 6,
        "skiparse": "dual_end", "num_full_blocks": 0}
-VAE = {"dim": 4}
-TEXT_ENCODER = {"vocab_size": 256, "dim": 16, "ffn_dim": 32, "num_heads": 2, "num_layers": 1}
+TEXT_ENCODER = text_encoder_of(DIT)
 PROMPTS = ["a 3 moving left", "a 5 moving up", "a 0 moving right"]
 LATENT = (16, 1, 4, 4)
 
 
 def write_model(folder):
-    """dit, vae and text_encoder.safetensors with random weights that make every part matter."""
-    import mindspore as ms
-
-    from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
-    from ospnext_ms.models.umt5 import UMT5Config, UMT5Encoder
-    from ospnext_ms.models.vae import VAEConfig, WanVAE
-
-    ms.set_seed(0)
-    networks = {"dit": OSPNextDiT(DiTConfig(**DIT)), "vae": WanVAE(VAEConfig(**VAE)),
-                "text_encoder": UMT5Encoder(UMT5Config(**TEXT_ENCODER))}
-    for name, network in networks.items():
-        arrays = {key: parameter.asnumpy() for key, parameter in network.parameters_and_names()}
-        write_file(Path(folder) / f"{name}.safetensors", {key: ArrayTensor(array) for key, array in arrays.items()})
+    """dit, vae and text_encoder.safetensors with random weights, and files of prompts."""
+    write_weights(folder, DIT, TEXT_ENCODER)
     (Path(folder) / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     (Path(folder) / "held_out.txt").write_text("a 7 moving down\na 2 moving left\n")
     return Path(folder)
@@ -39,12 +25,10 @@ def write_model(folder):
 
 def settings(model, output, **changes):
     """A PostTrainConfig as nested dicts; `changes` are sections' changed values."""
-    files = {name: {"checkpoint": str(model / f"{name}.safetensors")} for name in ("dit", "vae", "text_encoder")}
     values = {
         "run_mode": "post_train", "seed": 3, "output_dir": str(output),
         "context": {"device_target": "CPU", "mode": "graph"},
-        "model": {"dit": DIT | files["dit"], "vae": VAE | files["vae"],
-                  "text_encoder": TEXT_ENCODER | files["text_encoder"] | {"tokenizer": str(TOKENIZER)}},
+        "model": model_section(model, DIT, TEXT_ENCODER),
         "video": {"height": 32, "width": 32, "frames": 1, "fps": 8},
         "sampling": {"steps": 4, "shift": 3.0, "guidance": 2.0, "negative_prompt": "grey"},
         "rollout": {"prompts": 2, "group_size": 4, "batch_size": 4, "noise": "osp",
@@ -61,20 +45,12 @@ def settings(model, output, **changes):
         "runner_config": {"iterations": 2},
         "callbacks": {"save_checkpoint_steps": 1, "tensorboard": False},
     }
-    for name, value in changes.items():
-        values[name] = values[name] | value if isinstance(value, dict) and name in values else value
-    return values
-
-
-def write_config(path, values):
-    """Writes nested dicts as a YAML file."""
-    Path(path).write_text(yaml.safe_dump(values))
-    return Path(path)
+    return configs.changed(values, **changes)
 
 
 def read_config(path, values):
     """PostTrainConfig of nested dicts, through a YAML file."""
-    return load_config(PostTrainConfig, write_config(path, values))
+    return configs.read_config(PostTrainConfig, path, values)
 
 
 def noise(shape, seed):

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from ospnext_ms.config.reader import load_config
 from ospnext_ms.config.train import TrainConfig
 from ospnext_ms.data import cache
+from tests.support import configs
 
 DIT = dict(dim=16, ffn_dim=24, num_heads=4, num_layers=2, freq_dim=8, text_dim=8, text_len=6, skiparse="dual_end",
            sparse_ratio=2, num_full_blocks=0)
@@ -49,12 +48,6 @@ def settings(folder, data, steps=6, every=3):
     }
 
 
-def write_config(path, values):
-    """Writes nested dicts as a YAML file."""
-    Path(path).write_text(yaml.safe_dump(values))
-    return path
-
-
 def read_config(path, values, *overrides):
     """TrainConfig of nested dicts, through a YAML file."""
-    return load_config(TrainConfig, write_config(path, values), overrides)
+    return configs.read_config(TrainConfig, path, values, *overrides)

@@ -16,6 +16,7 @@ from ospnext_ms.storage.checkpoint_store import CheckpointStore
 from ospnext_ms.storage.training_checkpoint import open_checkpoint
 from ospnext_ms.training.loop import Trainer
 from tests.support import train_runs as runs
+from tests.support.configs import write_config
 from tests.support.paths import ROOT
 
 EXACT = ("loss", "gradient_norm", "clip_factor", "clip_threshold", "learning_rate", "epoch")
@@ -90,7 +91,7 @@ def test_killed_and_resumed_equals_undisturbed_bit_by_bit_over_fifty_steps(tmp_p
     first.run()
     assert compiled[0] > 0
     assert set(compiled) == {compiled[0]}, "the first step compiles, and no later one does"
-    config = runs.write_config(tmp_path / "stopped.yaml", stopped)
+    config = write_config(tmp_path / "stopped.yaml", stopped)
     command = [sys.executable, "-c", KILLED, str(config), "33", "step_00000025"]
     killed = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
                             capture_output=True, text=True)

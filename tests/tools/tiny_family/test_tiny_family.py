@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from ospnext_ms.diffusion.flow import training_sigmas
 from ospnext_ms.models.config import VAEConfig
+from tests.support.configs import write_config
 from tools.tiny_family import digits, judge, models, train_vae
 from tools.tiny_family.evaluation import judge_all
 from tools.tiny_family.loop import Budget, Ema, StageLog, save_weights
@@ -86,10 +87,8 @@ def test_recipe_fits_its_limits():
 def test_recipe_rejects_unknown_keys(tmp_path):
     values = yaml.safe_load((FOLDER / "train.yaml").read_text())
     values["vae"]["learning_rte"] = 1
-    path = tmp_path / "train.yaml"
-    path.write_text(yaml.safe_dump(values))
     with pytest.raises(ValueError, match="learning_rte"):
-        load_recipe(path)
+        load_recipe(write_config(tmp_path / "train.yaml", values))
 
 
 def test_clips_depend_on_seed_and_number_alone():
