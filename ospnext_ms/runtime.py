@@ -55,10 +55,10 @@ def start_run(config):
     """Selects the device of a training configuration and joins the processes of msrun: (Runtime, parallel.mesh.Mesh).
 
     Raises:
-        ValueError: see start and parallel.mesh.start_processes.
+        ValueError: see start.
     """
     runtime = start(config.context)
-    return runtime, start_processes(config.parallel_config, config.model.dit)
+    return runtime, start_processes(config.parallel_config)
 
 
 def _select(device):

@@ -10,7 +10,7 @@ import torch
 from mindspore import Tensor
 
 from ospnext_ms import hif8_format as hif8
-from ospnext_ms.kernels.hif8 import Quantize, RoundByArithmetic
+from ospnext_ms.kernels.hif8_operators import Quantize, RoundByArithmetic
 from ospnext_ms.quant.hif8 import decode, encode, quantize_dequantize
 from tests.support.paths import FACTS
 from tools.torch_reference.hif8 import round_to_hif8

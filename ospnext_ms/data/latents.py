@@ -13,6 +13,7 @@ import numpy as np
 from ospnext_ms.data.cache import Cache
 from ospnext_ms.data.clips import draw_start, read_clip
 from ospnext_ms.data.order import EpochOrder
+from ospnext_ms.data.text import pad_text
 from ospnext_ms.models.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 
 # Last key of the random streams; EpochOrder's end in other numbers.
@@ -75,7 +76,7 @@ class LatentDataset:
         self._members = [[i for i, sample in enumerate(self.cache.samples) if sample.bucket == bucket]
                          for bucket in range(len(self.cache.buckets))]
         self._order = EpochOrder([len(members) for members in self._members], batch_size * data_size, seed)
-        self.empty_text = self._padded(self.cache.empty_text())
+        self.empty_text = pad_text(self.cache.empty_text(), text_len)
 
     def __len__(self):
         """Number of samples."""
@@ -130,7 +131,7 @@ class LatentDataset:
     def sample(self, index):
         """(latent fp32 [16, T, h, w], text fp32 [L, C], caption) of sample `index` with its first caption."""
         text, caption = self.cache.text(self.cache.samples[index], 0)
-        return self._latent(index, epoch=0), self._padded(text), caption
+        return self._latent(index, epoch=0), pad_text(text, self.text_len), caption
 
     def _draw_text(self, index, epoch):
         sample = self.cache.samples[index]
@@ -139,7 +140,7 @@ class LatentDataset:
         if rng.random() < self.text_drop:
             return self.empty_text, ""
         text, caption = self.cache.text(sample, choice)
-        return self._padded(text), caption
+        return pad_text(text, self.text_len), caption
 
     def _latent(self, index, epoch):
         sample = self.cache.samples[index]
@@ -151,10 +152,6 @@ class LatentDataset:
         path = Path(self.cache.video_root) / record["path"]
         return self._encode(read_clip(path, start, self.cache.fps, frames, height, width))
 
-    def _padded(self, text_LC):
-        padded = np.zeros((self.text_len, text_LC.shape[1]), np.float32)
-        padded[: len(text_LC)] = text_LC
-        return padded
 
 
 def latent_grid(height, width, frames):

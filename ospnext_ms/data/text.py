@@ -19,6 +19,13 @@ def clean_prompt(text):
     return " ".join(text.split())
 
 
+def pad_text(rows, text_len):
+    """Embedding [length, C] -> fp32 [text_len, C], the rows past its end zero (as Wan2.1 feeds it)."""
+    padded_LC = np.zeros((text_len, rows.shape[1]), np.float32)
+    padded_LC[: len(rows)] = rows
+    return padded_LC
+
+
 class Tokenizer:
     """Token ids of prompts, padded to one length, from a local folder in the format of Hugging Face transformers.
 

@@ -12,7 +12,6 @@ from mindspore import Tensor, ops
 from ospnext_ms.diffusion.flow import NUM_TRAIN_TIMESTEPS, inference_sigmas
 from ospnext_ms.diffusion.unipc import UniPCSampler
 
-SAMPLERS = ("euler", "unipc")
 NOISE_KINDS = ("osp", "flow_grpo")
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -27,18 +26,40 @@ def make_sampler(name, num_steps, shift):
     Raises:
         ValueError: unknown name, `num_steps` below 1 or no whole number, `shift` not a finite number above 0.
     """
-    if name == "euler":
-        return EulerSampler(num_steps, shift)
-    if name == "unipc":
-        return UniPCSampler(num_steps, shift)
-    raise ValueError(f"sampler is {name!r}; valid: {', '.join(map(repr, SAMPLERS))}")
+    return _sampler_class(name)(num_steps, shift)
+
+
+def sampler_from_sigmas(name, sigmas):
+    """The same over given levels, falling to 0, with timesteps that are not rounded.
+
+    Raises:
+        ValueError: unknown name, or levels that the sampler cannot begin at (UniPC: below 1).
+    """
+    return _sampler_class(name).from_sigmas(sigmas)
+
+
+def _sampler_class(name):
+    classes = {"euler": EulerSampler, "unipc": UniPCSampler}
+    if name not in classes:
+        raise ValueError(f"sampler is {name!r}; valid: {', '.join(map(repr, classes))}")
+    return classes[name]
 
 
 class EulerSampler:
     """Samples with Euler steps over `inference_sigmas`; see `make_sampler` for the interface."""
 
     def __init__(self, num_steps, shift):
-        self.sigmas = inference_sigmas(num_steps, shift)
+        self._prepare(inference_sigmas(num_steps, shift))
+
+    @classmethod
+    def from_sigmas(cls, sigmas):
+        """Sampler over given levels, which fall."""
+        sampler = cls.__new__(cls)
+        sampler._prepare(sigmas)
+        return sampler
+
+    def _prepare(self, sigmas):
+        self.sigmas = np.asarray(sigmas, np.float64)
         self.timesteps = [NUM_TRAIN_TIMESTEPS * float(sigma) for sigma in self.sigmas[:-1]]
 
     def reset(self):

@@ -1,9 +1,8 @@
-"""`python -m ospnext_ms generate`: videos from prompts, and beside each of them what is needed to make it again."""
+"""Videos from prompts, and beside each of them what is needed to make it again."""
 
 import dataclasses
 import json
 import platform
-from collections import deque
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 import ospnext_ms
-from ospnext_ms.data.video import contact_sheet, evenly_spaced, thumbnail, write_grid, write_mp4, write_png
-from ospnext_ms.generation.requests import check_adapter, check_files, list_videos, load_latents
+from ospnext_ms.data.video import contact_sheet, evenly_spaced, thumbnail, write_grid, write_png
+from ospnext_ms.generation.checks import check_adapter, check_files
+from ospnext_ms.generation.noise import load_starting_noise
+from ospnext_ms.generation.prompts import list_videos
 from ospnext_ms.parallel.degrees import check_generation, world_size
 from ospnext_ms.storage.files import atomic_path
 
@@ -34,8 +35,8 @@ def generate(config):
         FloatingPointError: the network returned values that are not finite.
     """
     check_generation(config.parallel_config, config.model.dit, world_size())
-    videos = list_videos(config)
-    latents = load_latents(config, len(videos))
+    requests = list_videos(config)
+    noise = load_starting_noise(config, len(requests))
     check_files(config)
     check_adapter(config)
 
@@ -44,30 +45,18 @@ def generate(config):
     from ospnext_ms.runtime import start
 
     runtime = start(config.context)
-    team = join(config.parallel_config, config.model.dit)
-    pipeline = TextToVideo(config, runtime, [video.prompt for video in videos], latents, team)
+    team = join(config.parallel_config)
     paths, rows = [], {}
-    for result in pipeline():
-        if not team.leads:
-            deque(result.frames, maxlen=0)
-            continue
-        thumbnails = []
-        paths += _write_video(config, runtime, videos[result.index], result, thumbnails)
-        if thumbnails:
-            rows[result.index] = thumbnails
+    for video in TextToVideo(config, runtime, [request.prompt for request in requests], noise, team)():
+        request = requests[video.index]
+        path = Path(config.output_dir) / f"{request.stem}.mp4"
+        video.write_to(path, config.video.fps, config.video.crf)
+        paths += [path, _write_record(path.with_suffix(".json"), config, runtime, request, video.timings)]
+        if video.index < MAX_SHEET_ROWS:
+            rows[video.index] = [thumbnail(video.frames[i]) for i in _sheet_frames(config)]
     if team.mesh.size > 1:
-        rows = _gather_rows(config, team.mesh, min(len(videos), MAX_SHEET_ROWS), rows)
-    return paths + (_write_overviews(config, videos, rows) if team.mesh.rank == 0 else [])
-
-
-def _write_video(config, runtime, video, result, thumbnails):
-    """Writes a video and its description; small copies of some of its frames are added to `thumbnails`."""
-    path = Path(config.output_dir) / f"{video.stem}.mp4"
-    keep = _sheet_frames(config) if video.index < MAX_SHEET_ROWS else []
-    write_mp4(path, _collect(result.frames, keep, thumbnails), config.video.fps, config.video.crf)
-    record = path.with_suffix(".json")
-    _write_json(record, _describe(config, runtime, video, result.timings))
-    return [path, record]
+        rows = _gather_rows(config, team.mesh, min(len(requests), MAX_SHEET_ROWS), rows)
+    return paths + (_write_overviews(config, requests, rows) if team.mesh.rank == 0 else [])
 
 
 def _sheet_frames(config):
@@ -88,38 +77,28 @@ def _gather_rows(config, mesh, count, rows):
     return dict(enumerate(everyones))
 
 
-def _collect(chunks, keep, thumbnails):
-    """Yields the frames of the chunks; small copies of those with an index in `keep` are added to `thumbnails`."""
-    index = 0
-    for chunk in chunks:
-        for frame in chunk:
-            if index in keep:
-                thumbnails.append(thumbnail(frame).copy())
-            yield frame
-            index += 1
-
-
-def _write_overviews(config, videos, rows):
+def _write_overviews(config, requests, rows):
     """Contact sheet and, of several videos, the grid; rows are {index of a video: its thumbnails}."""
     folder = Path(config.output_dir)
     sheet = folder / "contact_sheet.png"
-    captions = [f"{index}: {videos[index].prompt}" for index in sorted(rows)]
+    captions = [f"{index}: {requests[index].prompt}" for index in sorted(rows)]
     write_png(sheet, contact_sheet([rows[index] for index in sorted(rows)], captions, SHEET_COLUMNS))
-    if len(videos) == 1:
+    if len(requests) == 1:
         return [sheet]
     grid = folder / "grid.mp4"
-    members = [folder / f"{video.stem}.mp4" for video in videos[:MAX_GRID_CELLS]]
+    members = [folder / f"{request.stem}.mp4" for request in requests[:MAX_GRID_CELLS]]
     write_grid(grid, members, config.video.fps, config.video.crf)
     return [sheet, grid]
 
 
-def _describe(config, runtime, video, timings):
+def _write_record(path, config, runtime, request, timings):
+    """Writes beside a video what is needed to make it again; returns `path`."""
     sampling = config.sampling
-    return {
-        "prompt": video.prompt,
+    record = {
+        "prompt": request.prompt,
         "negative_prompt": sampling.negative_prompt if sampling.guidance != 1 else None,
         "seed": sampling.seed if sampling.latents is None else None,
-        "index": video.index,
+        "index": request.index,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": runtime.device,
         "dtype": runtime.dtype_name,
@@ -128,8 +107,6 @@ def _describe(config, runtime, video, timings):
                      "numpy": np.__version__, "python": platform.python_version()},
         "configuration": dataclasses.asdict(config),
     }
-
-
-def _write_json(path, record):
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return path

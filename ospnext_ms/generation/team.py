@@ -7,8 +7,8 @@ same latents; only the lane's leader writes.
 
 from dataclasses import dataclass
 
+from ospnext_ms.diffusion.integrate import both_velocities
 from ospnext_ms.kernels.collectives import AllGather, ProcessGroup
-from ospnext_ms.parallel.degrees import check_generation, world_size
 from ospnext_ms.parallel.mesh import Mesh, make_group, start_processes
 
 
@@ -49,17 +49,10 @@ class Team:
         return SplitVelocities(self.guidance_group) if self.guidance_group.size > 1 else both_velocities
 
 
-def join(section, dit):
-    """Joins the processes that msrun started; returns this process's Team.
-
-    Args:
-        section: GenerateParallelSection. dit: DiTConfig.
-
-    Raises:
-        ValueError: degrees that do not fit the model or the number of processes.
-    """
-    check_generation(section, dit, world_size())
-    return make_team(section, start_processes(section, dit))
+def join(section):
+    """Joins the processes that msrun started; returns this process's Team. `section`: a GenerateParallelSection that
+    parallel.degrees.check_generation has passed."""
+    return make_team(section, start_processes(section))
 
 
 def make_team(section, mesh):
@@ -69,11 +62,6 @@ def make_team(section, mesh):
     degree = mesh.video_group.size
     first = mesh.data_rank // 2 * 2 * degree + mesh.video_group.index
     return Team(mesh, make_group((first, first + degree), mesh.rank, mesh.traffic))
-
-
-def both_velocities(velocity, sample, t_B, text, negative):
-    """(conditional, unconditional) velocity, one after the other."""
-    return velocity(sample, t_B, text), velocity(sample, t_B, negative)
 
 
 class SplitVelocities:

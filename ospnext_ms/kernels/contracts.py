@@ -8,7 +8,7 @@ import numpy as np
 from mindspore import Tensor
 
 from ospnext_ms.hif8_format import nearest_values, round_nearest
-from ospnext_ms.kernels import hif8
+from ospnext_ms.kernels import hif8_operators as hif8
 from ospnext_ms.kernels.activations import GELU
 from ospnext_ms.kernels.attention import Attention, default_attention
 from ospnext_ms.kernels.device import on_ascend

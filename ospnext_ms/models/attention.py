@@ -14,17 +14,20 @@ class SelfAttention(nn.Cell):
     Args:
         dim, num_heads: C and H. linear: factory (in, out) -> Cell. sequence, attention: see OSPNextDiT.
         sparse: attend inside sub-sequences.
+        inputs: Cell (q, k, v) -> (q, k, v, factor): what the kernel is given for them, and what its output is
+            multiplied with; None leaves them as they are.
 
     Inputs: x [B, N, C] in the order of `pattern`; rope (cos, sin) in that order; grid (T, H, W). Output [B, N, C].
     """
 
-    def __init__(self, dim, num_heads, linear, sequence, attention, sparse, dtype):
+    def __init__(self, dim, num_heads, linear, sequence, attention, sparse, dtype, inputs=None):
         super().__init__()
         self.num_heads = num_heads
         self.sequence = sequence
         self.attention = attention
         self.sparse = sparse
         self.dtype = dtype
+        self.inputs = inputs
         self.q, self.k, self.v, self.o = (linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
         self.rotate = RotatePairs()
@@ -34,10 +37,15 @@ class SelfAttention(nn.Cell):
         q_BNHD = self.rotate(self.norm_q(self.q(x_BNC)).reshape(shape), cos_ND, sin_ND).astype(self.dtype)
         k_BNHD = self.rotate(self.norm_k(self.k(x_BNC)).reshape(shape), cos_ND, sin_ND).astype(self.dtype)
         v_BNHD = self.v(x_BNC).reshape(shape).astype(self.dtype)
+        factor = None
+        if self.inputs is not None:
+            q_BNHD, k_BNHD, v_BNHD, factor = self.inputs(q_BNHD, k_BNHD, v_BNHD)
         if self.sparse:
             out_BNHD = self.sequence.attend_sparse(self.attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern)
         else:
             out_BNHD = self.sequence.attend_full(self.attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern)
+        if factor is not None:
+            out_BNHD = (out_BNHD * factor).astype(self.dtype)
         return self.o(out_BNHD.reshape(x_BNC.shape))
 
 

@@ -25,9 +25,6 @@ from ospnext_ms.models.layers import (
     timestep_sinusoid,
 )
 from ospnext_ms.models.sequence import PackedSequence
-from ospnext_ms.quant.attention import AttentionInputs, HiF8Attention, HiF8Sequence
-from ospnext_ms.quant.layers import hif8_linear_factory
-from ospnext_ms.quant.recipe import make_recipe
 
 __all__ = ["DiTConfig", "DiTBlock", "OSPNextDiT"]
 
@@ -45,13 +42,14 @@ class DiTBlock(nn.Cell):
     Inputs: x [B, N, C], e0 [B, 6, C] fp32, text [B, L, C], cos and sin [N, D/2], grid, pattern. Output: as x.
     """
 
-    def __init__(self, config, linear, sequence, attention, sparse, dtype, cross_attention=None):
+    def __init__(self, config, linear, sequence, attention, cross_attention, sparse, dtype, attention_inputs=None):
         super().__init__()
         dim = config.dim
         self.norm1 = LayerNorm(dim, affine=False)
-        self.self_attn = SelfAttention(dim, config.num_heads, linear, sequence, attention, sparse, dtype)
+        self.self_attn = SelfAttention(dim, config.num_heads, linear, sequence, attention, sparse, dtype,
+                                       attention_inputs)
         self.norm3 = LayerNorm(dim, affine=True)
-        self.cross_attn = CrossAttention(dim, config.num_heads, linear, cross_attention or attention, dtype)
+        self.cross_attn = CrossAttention(dim, config.num_heads, linear, cross_attention, dtype)
         self.norm2 = LayerNorm(dim, affine=False)
         self.ffn = nn.SequentialCell(linear(dim, config.ffn_dim), GELU(), linear(config.ffn_dim, dim))
         self.modulation = Parameter(initializer(Normal(dim**-0.5), (1, 6, dim), ms.float32), name="modulation")
@@ -101,37 +99,27 @@ class OSPNextDiT(nn.Cell):
         linear: factory (in_channels, out_channels) -> Cell of the blocks' linear layers, default Linear.
         sequence: what owns the order of the tokens, default PackedSequence (the whole video on this device).
         attention: Cell with the contract of kernels.attention.Attention, default the best one of this device.
-        video_group: ProcessGroup of the ranks that share a video, for HiF8 with scale_scope "global".
+        cross_attention: the same for the text, default `attention`.
+        attention_inputs: what is done to q, k and v of the video before they are ordered, see SelfAttention.
 
     Inputs: x [B, in_channels, T, H', W']; t [B] in [0, 1000]; text [B, L, text_dim] with L <= text_len, zero-padded
     here to text_len, the padding being attended to. Output: velocity [B, out_channels, T, H', W'] fp32.
 
     Raises:
-        ValueError: an input whose shape does not fit the configuration.
+        ValueError: an input whose shape does not fit the configuration; a configuration with `quant` or
+            `quant_attention`, but no `linear` or `cross_attention` that does it (build.build_dit makes them).
     """
 
-    def __init__(self, config, dtype=ms.float32, param_dtype=None, residual_dtype=None, linear=None, sequence=None,
-                 attention=None, video_group=None):
+    def __init__(self, config, dtype=ms.float32, *, param_dtype=None, residual_dtype=None, linear=None, attention=None,
+                 cross_attention=None, attention_inputs=None, sequence=None):
         super().__init__()
+        _check_quantization(config, linear, cross_attention)
         param_dtype = param_dtype or dtype
         plain = partial(Linear, dtype=dtype, param_dtype=param_dtype)
-        attention = cross_attention = attention or Attention(default_attention(dtype))
-        if sequence is not None and video_group is None and config.quant_config.scale_scope == "global":
-            raise ValueError("quant_config.scale_scope is 'global': a given sequence needs the video_group")
-        sequence = sequence or PackedSequence(config.sparse_ratio)
-        if config.quant or config.quant_attention:
-            recipe = make_recipe(config.quant_config, video_group)
-            if config.quant:
-                linear = linear or hif8_linear_factory(recipe, dtype, param_dtype)
-            if config.quant_attention:
-                inputs = AttentionInputs(recipe, dtype)
-                cross_attention = HiF8Attention(attention, inputs)
-                if video_group is not None and video_group.size > recipe.group.size:
-                    # Every rank has scales of its own, which mean nothing to others: quantised where it is attended to.
-                    attention = cross_attention
-                else:
-                    sequence = HiF8Sequence(sequence, inputs)
         linear = linear or plain
+        attention = attention or Attention(default_attention(dtype))
+        cross_attention = cross_attention or attention
+        sequence = sequence or PackedSequence(config.sparse_ratio)
         dim = config.dim
         self.config = config
         self.residual_dtype = residual_dtype or dtype
@@ -144,7 +132,7 @@ class OSPNextDiT(nn.Cell):
         patterns = config.block_patterns
         self.orders = _orders(patterns)
         self.blocks = nn.CellList(
-            [DiTBlock(config, linear, sequence, attention, pattern != "full", dtype, cross_attention)
+            [DiTBlock(config, linear, sequence, attention, cross_attention, pattern != "full", dtype, attention_inputs)
              for pattern in patterns]
         )
         self.head = Head(dim, config.out_channels * int(np.prod(config.patch_size)))
@@ -179,6 +167,13 @@ class OSPNextDiT(nn.Cell):
             padding = ops.zeros((batch, self.config.text_len - length, width), text_BLC.dtype)
             text_BLC = ops.cat((text_BLC, padding), 1)
         return self.text_embedding(text_BLC)
+
+
+def _check_quantization(config, linear, cross_attention):
+    for key, given, name in (("quant", linear, "linear"), ("quant_attention", cross_attention, "cross_attention")):
+        if getattr(config, key) and given is None:
+            raise ValueError(f"dit.{key} is {getattr(config, key)!r}, but no {name} is given that does it; "
+                             "ospnext_ms.build.build_dit makes the network with it")
 
 
 def _orders(patterns):

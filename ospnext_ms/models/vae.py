@@ -12,9 +12,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from ospnext_ms.kernels.convolution import CONVOLUTIONS, default_convolution
 from ospnext_ms.models.config import VAEConfig
 from ospnext_ms.models.vae_blocks import CausalConvolution, decoder, encoder
-from ospnext_ms.models.vae_conv import CONVOLUTIONS, default_convolution
 from ospnext_ms.models.vae_tiling import Tiling, apply_tiled
 
 __all__ = ["LATENT_MEAN", "LATENT_STD", "Tiling", "VAEConfig", "WanVAE"]
@@ -38,7 +38,7 @@ class WanVAE(nn.Cell):
         compile_chunks: run the chunk functions through ms.jit, two graphs each (first chunk, later chunks) for every
             frame size. On CPU a graph compiles in about 7 s and decoding then takes half to a third of the time, so it
             pays from a few videos of one size on.
-        convolution: "native" or "gather" (see vae_conv); None takes what the device does best.
+        convolution: "native" or "gather" (see kernels.convolution); None takes what the device does best.
     """
 
     def __init__(self, config, dtype=ms.float32, compile_chunks=False, convolution=None):

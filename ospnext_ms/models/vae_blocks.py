@@ -14,7 +14,7 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import HeUniform, initializer
 
 from ospnext_ms.kernels.attention import Attention, default_attention
-from ospnext_ms.models.vae_conv import gather_conv3d, native_conv3d
+from ospnext_ms.kernels.convolution import gather_conv3d, native_conv3d
 
 WIDTH_MULTIPLIERS = (1, 2, 4, 4)
 DOWNSAMPLES_TIME = (False, True, True)
@@ -32,7 +32,7 @@ class Convolution(nn.Cell):
         weight_shape: [O, C, t, h, w] or [O, C, h, w].
         stride: (t, h, w).
         pad: zeros (before, after) along height and width.
-        convolution: "native" or "gather", see vae_conv.
+        convolution: "native" or "gather", see kernels.convolution.
     """
 
     num_past = 0

@@ -7,9 +7,7 @@ on it), and among them those that share its sub-sequences, which communicate mos
 from dataclasses import dataclass, field
 
 from ospnext_ms.kernels.collectives import ProcessGroup, Traffic
-from ospnext_ms.parallel.degrees import check_parallel, layout, world_size
-
-__all__ = ["Mesh", "check_parallel", "layout", "make_mesh", "start_processes", "world_size"]
+from ospnext_ms.parallel.degrees import layout, world_size
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,6 @@ class Mesh:
     Args:
         rank, size: in the world.
         skiparse, ulysses: S and U, the degrees.
-        data_group: ranks with the same part of different videos.
         video_group: the S*U ranks that share a video, at index s*U + u.
         skiparse_group: ranks of equal u in it. ulysses_group: ranks of equal s in it.
         shard_group: ranks over which parameters are sharded. replica_group: ranks that hold the same shard.
@@ -31,7 +28,6 @@ class Mesh:
     size: int = 1
     skiparse: int = 1
     ulysses: int = 1
-    data_group: ProcessGroup = ProcessGroup()
     video_group: ProcessGroup = ProcessGroup()
     skiparse_group: ProcessGroup = ProcessGroup()
     ulysses_group: ProcessGroup = ProcessGroup()
@@ -71,16 +67,11 @@ class Mesh:
         return self.video_group.index == 0
 
 
-def start_processes(section, config):
+def start_processes(section):
     """Joins the processes that msrun started and returns this process's Mesh. Called once, before any operator runs.
 
-    Args:
-        section: ParallelSection. config: DiTConfig.
-
-    Raises:
-        ValueError: degrees that do not fit (see check_parallel).
+    `section`: a ParallelSection that parallel.degrees.check_parallel has passed.
     """
-    check_parallel(section, config, world_size())
     if world_size() == 1:
         return Mesh.single()
     from mindspore.communication import init

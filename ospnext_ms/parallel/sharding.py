@@ -49,15 +49,14 @@ class ShardedWeights:
 
     Puts smaller parameters in the place of `net`'s, with this rank's rows of the values that are there already. To be
     called before optimiser and averages are made from them and before anything is compiled. A linear layer is a Cell
-    with `weight` [out, in] and `gather_weight` (see models.layers.Linear). Names are those inside `net`, as in its
-    checkpoints.
+    with `weight` [out, in], `gather_weight` and the `dtype` it computes in, in which its weight is sent (see
+    models.layers.Linear). Names are those inside `net`, as in its checkpoints.
 
     Args:
         net: Cell, the same weights on all ranks (or none allocated yet). mesh: parallel.mesh.Mesh.
-        dtype: in which weights are gathered, default each one's own.
     """
 
-    def __init__(self, net, mesh, dtype=None):
+    def __init__(self, net, mesh):
         self.group = mesh.shard_group
         self.shapes = {}
         self._members = set()
@@ -66,7 +65,7 @@ class ShardedWeights:
         names = {id(parameter): name for name, parameter in net.parameters_and_names()}
         for _, cell in net.cells_and_names():
             if hasattr(cell, "gather_weight"):
-                self._shard(names[id(cell.weight)], cell, dtype)
+                self._shard(names[id(cell.weight)], cell)
 
     def holds(self, parameter):
         """True for a parameter that is sharded. Its own name may have changed: wrapping a Cell puts words before it."""
@@ -123,7 +122,7 @@ class ShardedWeights:
         gathered = AllGather(self.group)(Tensor(np.stack([high, low])[None]), "norms").asnumpy().astype(np.float64)
         return np.where(is_sharded, gathered.sum((0, 1)), squares)
 
-    def _shard(self, name, cell, dtype):
+    def _shard(self, name, cell):
         weight = cell.weight
         shape = tuple(weight.shape)
         self.shapes[name] = shape
@@ -134,5 +133,5 @@ class ShardedWeights:
             shard = Tensor(self.cut(name, weight.asnumpy()), weight.dtype)
         # A new parameter: PyNative's gradients go by the shape that an old one was made with.
         cell.weight = Parameter(shard, name=weight.name, requires_grad=weight.requires_grad)
-        cell.gather_weight = GatheredWeight(self.group, shape[0], dtype or weight.dtype)
+        cell.gather_weight = GatheredWeight(self.group, shape[0], cell.dtype)
         self._members.add(id(cell.weight))

@@ -120,7 +120,7 @@ def check_jit():
 
 def check_hif8():
     """The device multiplies HiFloat8 matrices itself, and as the emulation does."""
-    from ospnext_ms.kernels.hif8 import probe_native
+    from ospnext_ms.kernels.hif8_operators import probe_native
 
     works, found = probe_native()
     if not works:

@@ -13,8 +13,8 @@ import numpy as np
 from mindspore import Tensor
 
 from ospnext_ms.diffusion.flow import NUM_TRAIN_TIMESTEPS
-from ospnext_ms.diffusion.sampler import euler_step, sde_step
-from ospnext_ms.diffusion.unipc import UniPCSampler
+from ospnext_ms.diffusion.integrate import integrate, timestep_tensor
+from ospnext_ms.diffusion.sampler import sampler_from_sigmas, sde_step
 
 _START_STREAM, _STEP_STREAM = 0x5747, 0x57EB
 
@@ -46,16 +46,12 @@ class Rollout:
         velocity: callable (x [B, ...], t [B], text [B, L, C], negative [B, L, C]) -> guided velocity.
         batch_size: B; smaller batches are filled up, so that one graph serves all.
         rest_sampler: "euler" or "unipc", the ODE after the window.
-        on_batch: called after every step of a batch.
     """
 
-    def __init__(self, velocity, batch_size, rest_sampler, on_batch=lambda: None):
-        if rest_sampler not in ("euler", "unipc"):
-            raise ValueError(f"rest sampler is {rest_sampler!r}; valid: 'euler', 'unipc'")
+    def __init__(self, velocity, batch_size, rest_sampler):
         self.velocity = velocity
         self.batch_size = batch_size
         self.rest_sampler = rest_sampler
-        self.on_batch = on_batch
 
     def __call__(self, schedule, group_starts, groups, texts, negative, draw):
         """Trajectory of n videos.
@@ -92,33 +88,21 @@ class Rollout:
         for step, std in enumerate(schedule.stds):
             sigma, sigma_next = schedule.window[step : step + 2]
             noise = Tensor(np.stack([draw(i, step) for i in members]))
-            velocity = self.velocity(x, timestep(sigma, len(members)), text, empty)
+            time = timestep_tensor(NUM_TRAIN_TIMESTEPS * float(sigma), len(members))
+            velocity = self.velocity(x, time, text, empty)
             levels = (Tensor(float(level), ms.float32) for level in (sigma, sigma_next, std))
             x, log_prob, _ = sde_step(velocity, x, *levels, noise=noise)
             samples.append(x.asnumpy()[:count])
             log_probs.append(log_prob.asnumpy()[:count])
-            self.on_batch()
         latents = self.follow(x, schedule.rest, text, empty, self.rest_sampler).asnumpy()[:count]
         return np.stack(samples), np.stack(log_probs), latents
 
     def follow(self, x, sigmas, text, empty, sampler):
         """The ODE along given levels."""
-        unipc = UniPCSampler.from_sigmas(sigmas) if sampler == "unipc" else None
-        for i, sigma in enumerate(sigmas[:-1]):
-            velocity = self.velocity(x, timestep(sigma, x.shape[0]), text, empty)
-            x = unipc.step(i, velocity, x) if unipc else euler_step(velocity, x, sigma, sigmas[i + 1])
-            # The device works behind the host's back: without waiting, progress would be that of queueing.
-            x.asnumpy()
-            self.on_batch()
-        return x
+        return integrate(lambda x, t_B: self.velocity(x, t_B, text, empty), sampler_from_sigmas(sampler, sigmas), x)
 
     def _texts(self, embeddings, negative):
         return Tensor(np.stack(embeddings)), Tensor(np.stack([negative] * len(embeddings)))
-
-
-def timestep(sigma, batch):
-    """Tensor [B] of the network's time of a level; a tensor, because a number would be compiled into the graph."""
-    return Tensor(np.full(batch, NUM_TRAIN_TIMESTEPS * float(sigma), np.float32))
 
 
 def batches(count, size):

@@ -1,6 +1,7 @@
 """`python -m ospnext_ms post-train`: adapters trained on rewards; the same command resumes it."""
 
-from ospnext_ms.generation.requests import check_files, read_prompts
+from ospnext_ms.generation.checks import check_files
+from ospnext_ms.generation.prompts import read_prompts
 from ospnext_ms.parallel.degrees import check_parallel, world_size
 
 

@@ -14,11 +14,13 @@ import numpy as np
 from mindspore import Tensor
 
 from ospnext_ms.config.post_train import MAY_CHANGE
+from ospnext_ms.data.text import pad_text
 from ospnext_ms.diffusion.windows import window_start
-from ospnext_ms.generation.requests import read_prompts
+from ospnext_ms.generation.decoding import FrameDecoder
+from ospnext_ms.generation.encoders import TextEncoder
+from ospnext_ms.generation.prompts import read_prompts
 from ospnext_ms.kernels.collectives import AllGather
 from ospnext_ms.post_training.advantages import group_advantages
-from ospnext_ms.post_training.decoding import FrameDecoder
 from ospnext_ms.post_training.evaluation import Evaluation
 from ospnext_ms.post_training.figures import PolicyMonitor, update_figures
 from ospnext_ms.post_training.policy_network import Policy
@@ -26,7 +28,6 @@ from ospnext_ms.post_training.prompts import check_shares, prompts_of_iteration,
 from ospnext_ms.post_training.rewards.combined import CombinedReward, Scores
 from ospnext_ms.post_training.rollout import Rollout, batches, group_noise, step_noise
 from ospnext_ms.post_training.schedule import rollout_schedule
-from ospnext_ms.post_training.texts import embed_texts
 from ospnext_ms.post_training.update import (
     Experience,
     PolicyStep,
@@ -36,6 +37,7 @@ from ospnext_ms.post_training.update import (
     plan_micro_batches,
     score,
 )
+from ospnext_ms.runtime import release_memory
 from ospnext_ms.storage import fingerprint
 from ospnext_ms.storage.files import atomic_path
 from ospnext_ms.storage.peft_format import write_adapter
@@ -70,10 +72,9 @@ class PolicyTrainer:
         self.reward = CombinedReward(config.rewards)
         if mesh.is_leader:
             self.reward.start()
-        negative = config.sampling.negative_prompt
-        self.texts = embed_texts(config.model, [*self.prompts, *held_out, negative], runtime)
+        self.texts = self._embed([*self.prompts, *held_out, config.sampling.negative_prompt])
         self.policy = Policy(config, runtime, mesh)
-        self.decoder = FrameDecoder(config.model.vae, runtime) if mesh.is_leader else None
+        self.decoder = FrameDecoder(config.model.vae, runtime.compiled) if mesh.is_leader else None
         self.rollout = Rollout(self.policy.velocity, config.rollout.batch_size, config.rollout.rest_sampler)
         self._build_step()
         self.evaluation = Evaluation(config, held_out, self)
@@ -253,6 +254,16 @@ class PolicyTrainer:
         self.iterations_done, self.updates_done = checkpoint.step, checkpoint.state["updates"]
         if self.speaks:
             print(f"resuming after iteration {checkpoint.step} from {checkpoint.path}", flush=True)
+
+    def _embed(self, texts):
+        """{text: embedding fp32 [text_len, text_dim]}, made once before the transformer is loaded."""
+        model, texts = self.config.model, list(dict.fromkeys(texts))
+        encode = TextEncoder(model.text_encoder, model.dit.text_len, self.runtime)
+        embeddings = {text: pad_text(rows, model.dit.text_len)
+                      for text, rows in zip(texts, encode(texts), strict=True)}
+        del encode
+        release_memory()
+        return embeddings
 
     def _identity(self):
         """What a checkpoint depends on beside the configuration, see training/resume.py."""

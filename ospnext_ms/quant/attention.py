@@ -8,7 +8,7 @@ cannot be.
 from mindspore import nn, ops
 
 from ospnext_ms.kernels.collectives import AllMax
-from ospnext_ms.kernels.hif8 import Amax, Quantize, scale_for
+from ospnext_ms.kernels.hif8_operators import Amax, Quantize, scale_for
 
 
 class StraightThrough(nn.Cell):
@@ -60,39 +60,3 @@ class HiF8Attention(nn.Cell):
     def construct(self, q_BNHD, k_BMHD, v_BMHD):
         q, k, v, factor = self.inputs(q_BNHD, k_BMHD, v_BMHD)
         return (self.attention(q, k, v) * factor).astype(v_BMHD.dtype)
-
-
-class HiF8Sequence(nn.Cell):
-    """A sequence (PackedSequence or ParallelSequence) that quantises q, k, v, all tokens with one scale, before it
-    cuts, sends or attends to them."""
-
-    def __init__(self, sequence, inputs):
-        super().__init__()
-        self.sequence = sequence
-        self.inputs = inputs
-
-    def enter(self, x_BNC, grid):
-        """See PackedSequence."""
-        return self.sequence.enter(x_BNC, grid)
-
-    def switch(self, x_BNC, grid, target):
-        """See PackedSequence."""
-        return self.sequence.switch(x_BNC, grid, target)
-
-    def leave(self, x_BNC, grid, pattern):
-        """See PackedSequence."""
-        return self.sequence.leave(x_BNC, grid, pattern)
-
-    def rope(self, grid, pattern, head_dim):
-        """See PackedSequence."""
-        return self.sequence.rope(grid, pattern, head_dim)
-
-    def attend_full(self, attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern):
-        """See PackedSequence."""
-        q, k, v, factor = self.inputs(q_BNHD, k_BNHD, v_BNHD)
-        return (self.sequence.attend_full(attention, q, k, v, grid, pattern) * factor).astype(v_BNHD.dtype)
-
-    def attend_sparse(self, attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern):
-        """See PackedSequence."""
-        q, k, v, factor = self.inputs(q_BNHD, k_BNHD, v_BNHD)
-        return (self.sequence.attend_sparse(attention, q, k, v, grid, pattern) * factor).astype(v_BNHD.dtype)

@@ -1,15 +1,12 @@
 """HiFloat8 for NumPy arrays and MindSpore tensors, and its linear layer. `hif8hif8_format.py` defines the numbers."""
 
-from functools import cache
-
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
 from ospnext_ms import hif8_format
 from ospnext_ms.hif8_format import MAX_VALUE, NAN, ROUNDINGS, check_rounding
-from ospnext_ms.kernels.device import on_ascend
-from ospnext_ms.kernels.hif8 import Amax, Quantize, scale_for
+from ospnext_ms.kernels.hif8_operators import quantize_dequantize_on_device
 from ospnext_ms.quant.layers import HiF8Linear
 
 __all__ = ["MAX_VALUE", "NAN", "ROUNDINGS", "HiF8Linear", "decode", "encode", "quantize_dequantize"]
@@ -60,23 +57,8 @@ def _array(x, scale_max, rounding, seed):
 
 
 def _tensor(x, scale_max, rounding, seed):
-    if rounding == "stochastic" or not on_ascend():
-        # Random numbers are the host's; and where the tensor is, NumPy needs a quarter of the time of single operators.
-        return Tensor(_array(x.astype(ms.float32).asnumpy(), scale_max, rounding, seed)).astype(x.dtype)
-    scale = Tensor([1.0], ms.float32)
-    if scale_max is not None:
-        amax = _amax()(x)
-        scale = scale_for(amax, scale_max)
-        if not np.isfinite(scale.asnumpy()).all():
-            hif8_format.scale_of(amax.asnumpy()[0], scale_max)
-    return (_quantize()(x, scale) / scale).astype(x.dtype)
-
-
-@cache
-def _amax():
-    return Amax()
-
-
-@cache
-def _quantize():
-    return Quantize(False, ms.float32)
+    # Random numbers are the host's.
+    on_device = None if rounding == "stochastic" else quantize_dequantize_on_device(x, scale_max)
+    if on_device is not None:
+        return on_device
+    return Tensor(_array(x.astype(ms.float32).asnumpy(), scale_max, rounding, seed)).astype(x.dtype)

@@ -11,7 +11,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from ospnext_ms.hif8_format import SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
-from ospnext_ms.kernels.hif8 import ALONE, MatMul, Quantize, Scale, choose_backend
+from ospnext_ms.kernels.hif8_operators import ALONE, MatMul, Quantize, Scale, choose_backend
 from ospnext_ms.models.layers import Linear
 from ospnext_ms.quant.recipe import HiF8Recipe
 

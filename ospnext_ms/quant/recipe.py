@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ospnext_ms.hif8_format import MAX_VALUE, SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
 from ospnext_ms.kernels.collectives import ProcessGroup
-from ospnext_ms.kernels.hif8 import choose_backend
+from ospnext_ms.kernels.hif8_operators import choose_backend
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,11 @@ def describe(config):
     return f"{choose_backend(config.quant_config.backend)}; quantised: {' and '.join(what)}" if what else ""
 
 
-def make_recipe(config, video_group=None):
+def make_recipe(config, video_group=ProcessGroup()):  # noqa: B008  (it is frozen)
     """HiF8Recipe of a QuantConfig on the device at hand. `video_group`: ProcessGroup of the ranks that share a video.
 
     Raises:
         ValueError: the configured back end does not exist here.
     """
-    shared = video_group is not None and config.scale_scope == "global"
-    return HiF8Recipe(config.scale_max_forward, config.scale_max_backward, choose_backend(config.backend).native,
-                      video_group if shared else ProcessGroup())
+    group = video_group if config.scale_scope == "global" else ProcessGroup()
+    return HiF8Recipe(config.scale_max_forward, config.scale_max_backward, choose_backend(config.backend).native, group)

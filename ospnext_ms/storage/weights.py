@@ -30,17 +30,34 @@ def load_weights(cell, path: str | os.PathLike):
         FileNotFoundError: no checkpoint there, or shards missing (named).
         ValueError: missing, unexpected or misshapen tensors (listed), dtypes that do not fit, truncated files.
     """
+    set_tensors(dict(cell.parameters_and_names()), open_weights(path), path)
+
+
+def set_tensors(parameters: Mapping, tensors: Mapping, origin, shards=None):
+    """Gives parameters, which no graph uses yet, the values of stored tensors: all of them, and nothing else, or none.
+
+    Args:
+        parameters: {name: Parameter}. tensors: {name: stored tensor with dtype, shape and numpy()}.
+        origin: name of the source in errors.
+        shards: parallel.sharding.ShardedWeights, of whose weights this process holds a part only; None: none.
+
+    Raises:
+        ValueError: missing, unexpected or misshapen tensors (listed), dtypes that do not fit.
+    """
     import mindspore
 
-    stored = open_weights(path)
-    parameters = dict(cell.parameters_and_names())
-    report = mismatch_report({name: parameter.shape for name, parameter in parameters.items()},
-                             {name: tensor.shape for name, tensor in stored.items()})
-    report += [f"dtypes that do not fit: {_listed(odd)}"] if (odd := _odd_dtypes(parameters, stored)) else []
+    expected = {name: tuple(parameter.shape) if shards is None else shards.shape(name, parameter.shape)
+                for name, parameter in parameters.items()}
+    report = mismatch_report(expected, {name: tensor.shape for name, tensor in tensors.items()})
+    report += [f"dtypes that do not fit: {_listed(odd)}"] if (odd := _odd_dtypes(parameters, tensors)) else []
     if report:
-        raise ValueError(f"{path} does not fit {type(cell).__name__}, nothing was loaded:\n" + "\n".join(report))
+        raise ValueError(f"{origin} does not fit the network, nothing was loaded:\n" + "\n".join(report))
     for name, parameter in parameters.items():
-        parameter.set_data(mindspore.Tensor(stored[name].numpy(), dtype=parameter.dtype))
+        values = tensors[name].numpy()
+        if shards is not None:
+            values = np.ascontiguousarray(shards.cut(name, values))
+        # set_data, as the parameter may have no memory yet; nothing has been compiled (see kernels.assign).
+        parameter.set_data(mindspore.Tensor(values, dtype=parameter.dtype))
 
 
 def save_weights(cell_or_dict, path: str | os.PathLike, dtype=None, max_shard_bytes: float = MAX_SHARD_BYTES, *,

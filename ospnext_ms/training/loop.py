@@ -10,12 +10,11 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore.nn.utils import no_init_parameters
 
+from ospnext_ms.build import assemble_dit
 from ospnext_ms.config.train import MAY_CHANGE
 from ospnext_ms.data.cache import Cache
 from ospnext_ms.models.flops import forward_flops
-from ospnext_ms.parallel.sharding import ShardedWeights
 from ospnext_ms.quant.recipe import describe
 from ospnext_ms.reporting.monitor import Monitor, StepClock, model_flops_utilisation
 from ospnext_ms.storage import fingerprint
@@ -26,10 +25,10 @@ from ospnext_ms.training.clipping import AdaptiveClipper
 from ospnext_ms.training.ema import Ema
 from ospnext_ms.training.evaluation import FixedSet
 from ospnext_ms.training.inputs import StepInputs, open_source, samples_per_step
-from ospnext_ms.training.network import VelocityLoss, build_network
+from ospnext_ms.training.loss import VelocityLoss
 from ospnext_ms.training.optimizer import make_optimizer, make_schedule, set_learning_rate
 from ospnext_ms.training.resume import open_run, run_state
-from ospnext_ms.training.state import TrainState, load_tensors
+from ospnext_ms.training.state import TrainState
 from ospnext_ms.training.step import TrainStep
 
 
@@ -191,20 +190,15 @@ class Trainer:
         tensors = None
         if not resumed and path is not None:
             tensors = _open_weights(path)
-        # Equal on all processes, whatever part of the weights each will hold.
-        ms.set_seed(config.seed)
-        if resumed or tensors:
-            with no_init_parameters():
-                net = self._network()
-        else:
-            net = self._network()
-        self.sharded = ShardedWeights(net, self.mesh, self.runtime.dtype)
-        # Asked for after sharding, which puts other parameters in the place of those before.
-        parameters = dict(net.parameters_and_names())
         if resumed:
             tensors, path = resumed.groups["parameters"], resumed.path
-        if tensors:
-            load_tensors(parameters, tensors, self.sharded, path)
+        # Equal on all processes, whatever part of the weights each will hold.
+        ms.set_seed(config.seed)
+        built = assemble_dit(config.model.dit, self.runtime, self.mesh, tensors, path, param_dtype=ms.float32,
+                             residual_dtype=config.model.dit.residual_dtype, training=True,
+                             recompute=config.recompute_config.recompute)
+        net, self.sharded = built.net, built.sharded
+        parameters = dict(net.parameters_and_names())
         self._build_step(net, parameters)
         if resumed:
             self.state.restore(resumed)
@@ -215,10 +209,6 @@ class Trainer:
                   f"{self.mesh.size} processes", flush=True)
             if quantised := describe(config.model.dit):
                 print(quantised, flush=True)
-
-    def _network(self):
-        config = self.config
-        return build_network(config.model.dit, self.runtime, self.mesh, config.recompute_config.recompute)
 
     def _build_step(self, net, parameters):
         config = self.config

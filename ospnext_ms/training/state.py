@@ -1,32 +1,9 @@
 """Everything a training run has to carry over a stop, to and from a checkpoint."""
 
-import numpy as np
-from mindspore import Tensor
-
 from ospnext_ms.storage.training_checkpoint import Piece
-from ospnext_ms.storage.weights import mismatch_report
+from ospnext_ms.storage.weights import set_tensors
 
 PARAMETERS, EMA, MOMENTS, SQUARES = "parameters", "ema", "adam_m", "adam_v"
-
-
-def load_tensors(parameters, tensors, sharded, what):
-    """Sets parameters from stored tensors, this process's shards of them, all or none.
-
-    Args:
-        parameters: {name: Parameter}. tensors: {name: stored tensor with shape and numpy()}. sharded: ShardedWeights.
-        what: name of the source in errors.
-
-    Raises:
-        ValueError: missing, unexpected or misshapen tensors (listed).
-    """
-    expected = {name: sharded.shape(name, parameter.shape) for name, parameter in parameters.items()}
-    report = mismatch_report(expected, {name: tensor.shape for name, tensor in tensors.items()})
-    if report:
-        raise ValueError(f"{what} does not fit the model, nothing was loaded:\n" + "\n".join(report))
-    for name, parameter in parameters.items():
-        shard = sharded.cut(name, tensors[name].numpy())
-        # set_data, as the parameter may have no memory yet; nothing has been compiled (see kernels.assign).
-        parameter.set_data(Tensor(np.ascontiguousarray(shard), parameter.dtype))
 
 
 class TrainState:
@@ -71,7 +48,7 @@ class TrainState:
             if group not in checkpoint.groups:
                 raise ValueError(f"{checkpoint.path} has no tensors called {group}; it has "
                                  f"{', '.join(sorted(checkpoint.groups))}")
-            load_tensors(parameters, checkpoint.groups[group], self.sharded, f"{checkpoint.path}/{group}")
+            set_tensors(parameters, checkpoint.groups[group], f"{checkpoint.path}/{group}", self.sharded)
         self.optimizer.restore_steps(checkpoint.state["optimizer_step"])
         self.clipper.restore(checkpoint.state["clipper"])
 

@@ -7,7 +7,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from ospnext_ms.config.generate import GenerateConfig
 from ospnext_ms.config.reader import load_config
-from ospnext_ms.generation.requests import check_files
+from ospnext_ms.generation.checks import check_files
 from ospnext_ms.generation.text_to_video import TextToVideo
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.models.umt5 import UMT5Encoder

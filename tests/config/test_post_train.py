@@ -4,8 +4,8 @@ import pytest
 
 from ospnext_ms.config.post_train import PostTrainConfig
 from ospnext_ms.config.reader import ConfigError, load_config
-from ospnext_ms.generation.requests import read_prompts
-from ospnext_ms.parallel.mesh import check_parallel
+from ospnext_ms.generation.prompts import read_prompts
+from ospnext_ms.parallel.degrees import check_parallel
 from tests.support.paths import CONFIGS
 
 FOLDER = CONFIGS / "post_train"

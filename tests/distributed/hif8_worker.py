@@ -18,6 +18,7 @@ from ospnext_ms.models.config import DiTConfig, QuantConfig
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.parallel.mesh import make_mesh, start_processes
 from ospnext_ms.parallel.sequence import ParallelSequence
+from ospnext_ms.quant.network import quantized_parts
 from ospnext_ms.skiparse import SkiparsePlan
 from tests.distributed.worker import Loss, inputs
 from tests.support.weights import random_weights
@@ -30,7 +31,8 @@ CONFIG = DiTConfig(dim=32, ffn_dim=60, num_heads=4, num_layers=2, freq_dim=16, t
 def observe(config, mesh=None):
     """{"loss", "out", "scale", "x8", "k8", "v_factor", "calls"} of a network with known weights; without mesh alone."""
     sequence = ParallelSequence(config.sparse_ratio, config.num_heads, mesh) if mesh else None
-    net = OSPNextDiT(config, sequence=sequence, video_group=mesh.video_group if mesh else None)
+    parts = quantized_parts(config, video_group=mesh.video_group if mesh else None)
+    net = OSPNextDiT(config, sequence=sequence, **parts)
     random_weights(net)
     seen = {}
     linear, attention = net.blocks[0].self_attn.q, net.blocks[0].cross_attn.attention.inputs
@@ -73,7 +75,7 @@ def main(folder, skiparse, ulysses):
     """Joins the processes, compares both scopes and writes what was found."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     ms.runtime.launch_blocking()
-    start_processes(ParallelSection(), CONFIG)
+    start_processes(ParallelSection())
     degrees = int(skiparse), int(ulysses)
     results, rank = {}, 0
     for scope in ("local", "global"):

@@ -59,7 +59,7 @@ def main(folder, *scenarios):
     configs = {name: load_config(TrainConfig, folder / f"{name}.yaml") for name in scenarios}
     first = next(iter(configs.values()))
     runtime = start(first.context)
-    mesh = start_processes(first.parallel_config, first.model.dit)
+    mesh = start_processes(first.parallel_config)
     for name, config in configs.items():
         result = {"save": save, "resume": resume, "nan": not_a_number}[name](config, runtime, mesh)
         (folder / f"{name}_rank_{mesh.rank}.json").write_text(json.dumps(result))

@@ -25,8 +25,9 @@ from ospnext_ms.kernels.attention import Attention
 from ospnext_ms.kernels.collectives import AllReduceSum
 from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
 from ospnext_ms.models.sequence import PackedSequence
+from ospnext_ms.parallel.degrees import world_size
 from ospnext_ms.parallel.gradients import GradientReducer
-from ospnext_ms.parallel.mesh import make_mesh, start_processes, world_size
+from ospnext_ms.parallel.mesh import make_mesh, start_processes
 from ospnext_ms.parallel.sequence import ParallelSequence
 from ospnext_ms.parallel.sharding import ShardedWeights
 from ospnext_ms.runtime import start
@@ -83,7 +84,7 @@ def write_expected(folder):
         np.savez(expected_file(folder, grid, batch), out=out.asnumpy(), **expected)
     config = load_config(GenerateConfig, Path(folder) / "generate.yaml")
     alone = TextToVideo(config, start(config.context), [config.prompts.prompt])
-    np.save(Path(folder) / "latents.npy", alone.denoise(alone.embed())[0][0])
+    np.save(Path(folder) / "latents.npy", next(alone.latents())[1])
 
 
 def expected_file(folder, grid, batch):
@@ -184,7 +185,7 @@ def compare_latents(folder, degrees, split):
     section = GenerateParallelSection(skiparse_parallel=skiparse, ulysses_parallel=ulysses, split_guidance=split)
     runtime = start(config.context)
     pipeline = TextToVideo(config, runtime, [config.prompts.prompt], None, make_team(section, make_mesh(section)))
-    return relative_error(pipeline.denoise(pipeline.embed())[0][0], np.load(Path(folder) / "latents.npy"))
+    return relative_error(next(pipeline.latents())[1], np.load(Path(folder) / "latents.npy"))
 
 
 def main(folder, speed):
@@ -194,7 +195,7 @@ def main(folder, speed):
     ms.runtime.launch_blocking()
     # A process that waits for another one forever says where.
     faulthandler.dump_traceback_later(TIMEOUT_SECONDS - 30)
-    mesh = start_processes(ParallelSection(), CONFIG)
+    mesh = start_processes(ParallelSection())
     world = world_size()
     results = {"seconds": {}}
     jobs = {case.name: partial(run, folder, case) for case in cases(world, speed)}

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from ospnext_ms.generation.checks import check_adapter
 from ospnext_ms.generation.generate import generate
-from ospnext_ms.generation.requests import check_adapter
 from ospnext_ms.generation.text_to_video import TextToVideo
 from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
 from ospnext_ms.models.lora import Adapters, LoRAConfig
@@ -38,7 +38,7 @@ def latents(config):
     import mindspore as ms
 
     pipeline = TextToVideo(config, Runtime("CPU", ms.float32, False), ["a 3 moving left"])
-    return pipeline.denoise(pipeline.embed())[0][0]
+    return next(pipeline.latents())[1]
 
 
 def test_unmerged_merged_and_plain(configure, adapter):

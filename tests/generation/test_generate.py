@@ -12,7 +12,7 @@ import ospnext_ms
 from ospnext_ms.__main__ import main
 from ospnext_ms.config.generate import GenerateConfig
 from ospnext_ms.config.reader import read_section
-from ospnext_ms.data.video import read_video
+from ospnext_ms.data.video import read_video, write_mp4
 from ospnext_ms.generation import text_to_video
 from tests.support.configs import write_config
 
@@ -66,10 +66,14 @@ def test_several_prompts_named_for_vbench(config_file, tmp_path):
 
 
 def test_a_failure_while_a_video_is_written_leaves_no_file(config_file, tmp_path, monkeypatch, capsys):
-    def break_off(video):
-        raise OSError("no space left")
+    def write_half(path, frames, fps, crf):
+        def broken():
+            yield from frames[:2]
+            raise OSError("no space left")
 
-    monkeypatch.setattr(text_to_video, "to_uint8", break_off)
+        write_mp4(path, broken(), fps, crf)
+
+    monkeypatch.setattr(text_to_video, "write_mp4", write_half)
     assert main(["generate", "--config", config_file, "--set", "sampling.steps=1"]) == 2
     assert capsys.readouterr().err.endswith("error: no space left\n")
     assert files_in(tmp_path / "output") == []

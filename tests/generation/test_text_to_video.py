@@ -11,10 +11,12 @@ from mindspore.graph.api import ms_compile_cache
 from ospnext_ms.config.generate import GenerateConfig
 from ospnext_ms.config.reader import read_section
 from ospnext_ms.data.text import Tokenizer
+from ospnext_ms.diffusion.integrate import guided, integrate
 from ospnext_ms.diffusion.sampler import make_sampler
 from ospnext_ms.generation import text_to_video
-from ospnext_ms.generation.requests import starting_noise
-from ospnext_ms.generation.text_to_video import TextToVideo, integrate, to_uint8
+from ospnext_ms.generation.decoding import to_uint8
+from ospnext_ms.generation.noise import starting_noise
+from ospnext_ms.generation.text_to_video import TextToVideo
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.models.umt5 import UMT5Encoder
 from ospnext_ms.models.vae import WanVAE
@@ -28,14 +30,14 @@ def make_videos(config, prompts, latents=None):
     """Frames [F, H, W, 3] of each prompt, and the timings of the last."""
     frames, timings = [], None
     for result in TextToVideo(config, start(config.context), prompts, latents)():
-        frames.append(np.concatenate(list(result.frames)))
+        frames.append(result.frames)
         timings = result.timings
     return frames, timings
 
 
 def make_latents(config, prompts, latents=None):
     pipeline = TextToVideo(config, start(config.context), prompts, latents)
-    return np.stack(pipeline.denoise(pipeline.embed())[0])
+    return np.stack([latent for _, latent in pipeline.latents()])
 
 
 def load(cell, section):
@@ -148,7 +150,7 @@ def test_guidance_one_skips_the_unconditional_branch():
     steps = []
     for negative, calls in ((None, 3), (text, 6)):
         velocity = CountedVelocity()
-        integrate(velocity, make_sampler("euler", 3, 1.0), sample, text, negative, 2.0, lambda: steps.append(1))
+        integrate(guided(velocity, text, negative, 2.0), make_sampler("euler", 3, 1.0), sample, lambda: steps.append(1))
         assert velocity.calls == calls
     assert len(steps) == 6
     assert velocity.timesteps[0] == [1000, 1000]
@@ -158,23 +160,23 @@ def test_a_straight_path_is_followed_to_its_end():
     noise = np.random.default_rng(0).standard_normal((1, 2, 1, 2, 2)).astype(np.float32)
     target = np.float32(0.25)
 
-    def velocity(x, t, text):
+    def velocity(x, t):
         return Tensor(noise - target)
 
-    sample = integrate(velocity, make_sampler("euler", 5, 3.0), Tensor(noise), None, None, 1.0)
+    sample = integrate(velocity, make_sampler("euler", 5, 3.0), Tensor(noise))
     np.testing.assert_allclose(sample.asnumpy(), target, atol=1e-6)
 
 
 def test_nothing_is_compiled_from_step_to_step(configure):
     config = configure()
     net = load(OSPNextDiT(config.model.dit), config.model.dit)
-    velocity = ms.jit(net)
-    sample = Tensor(starting_noise((1, *config.latent_shape), 0, 0))
     text = Tensor(np.zeros((1, 12, 16), np.float32))
-    integrate(velocity, make_sampler("euler", 1, 3.0), sample, text, text + 1, 2.0)
+    velocity = guided(ms.jit(net), text, text + 1, 2.0)
+    sample = Tensor(starting_noise((1, *config.latent_shape), 0, 0))
+    integrate(velocity, make_sampler("euler", 1, 3.0), sample)
     compiled = len(ms_compile_cache)
     assert compiled > 0
-    integrate(velocity, make_sampler("euler", 3, 3.0), sample, text, text + 1, 2.0)
+    integrate(velocity, make_sampler("euler", 3, 3.0), sample)
     assert len(ms_compile_cache) == compiled
 
 

@@ -99,7 +99,7 @@ class _ExportedBlock(ms.nn.Cell):
         def linear(n_in, n_out):
             return Linear(n_in, n_out, dtype=ms.bfloat16)
 
-        self.block = DiTBlock(config, linear, sequence, attention_cell, True, ms.bfloat16)
+        self.block = DiTBlock(config, linear, sequence, attention_cell, attention_cell, True, ms.bfloat16)
         self.sequence = sequence
         self.grid = grid
         self.head_dim = config.head_dim

@@ -12,7 +12,8 @@ from ospnext_ms.kernels.collectives import ProcessGroup
 from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.parallel import sequence as parallel_sequence
-from ospnext_ms.parallel.mesh import Mesh, layout
+from ospnext_ms.parallel.degrees import layout
+from ospnext_ms.parallel.mesh import Mesh
 from ospnext_ms.planning import communication
 from tests.support.workload import OSP_NEXT_14B, workload
 

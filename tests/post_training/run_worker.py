@@ -30,7 +30,7 @@ def main(path, killed_after=None):
 
     config = load_config(PostTrainConfig, path)
     runtime = start(config.context)
-    trainer = PolicyTrainer(config, runtime, start_processes(config.parallel_config, config.model.dit))
+    trainer = PolicyTrainer(config, runtime, start_processes(config.parallel_config))
     roll_out = trainer._roll_out
 
     def watched(schedule, iteration, *arguments):

@@ -5,7 +5,7 @@ import pytest
 
 from ospnext_ms.diffusion.flow import inference_sigmas
 from ospnext_ms.diffusion.windows import window_start
-from ospnext_ms.generation.requests import read_prompts
+from ospnext_ms.generation.prompts import read_prompts
 from ospnext_ms.post_training.advantages import group_advantages
 from ospnext_ms.post_training.prompts import check_shares, prompts_of_iteration, share
 from ospnext_ms.post_training.schedule import rollout_schedule

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mindspore import Tensor, nn
 
-from ospnext_ms.kernels import hif8 as kernels
+from ospnext_ms.kernels import hif8_operators as kernels
 from ospnext_ms.kernels.attention import Attention
 from ospnext_ms.kernels.collectives import ProcessGroup
 from ospnext_ms.models.config import DiTConfig, QuantConfig
@@ -16,6 +16,7 @@ from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.models.sequence import PackedSequence
 from ospnext_ms.quant.attention import AttentionInputs, HiF8Attention
 from ospnext_ms.quant.hif8 import HiF8Linear
+from ospnext_ms.quant.network import quantized_parts
 from ospnext_ms.quant.recipe import HiF8Recipe, make_recipe
 from tests.support.compare import relative_error
 from tests.support.dit_twins import random_inputs, torch_twin
@@ -159,7 +160,7 @@ def test_transformer_agrees_with_the_reference():
     """A difference in the last digit flips a few roundings of later layers, so the bound is that of the quantisation
     itself: the two must be far closer to each other than to the network in fp32."""
     net, plain = torch_twin(SMALL, seed=3)
-    quantised = OSPNextDiT(HIF8)
+    quantised = OSPNextDiT(HIF8, **quantized_parts(HIF8))
     set_weights(quantised, {p.name: p.asnumpy() for p in net.get_parameters()})
     twin = reference.build(HIF8)
     twin.load_state_dict(plain.state_dict())
@@ -184,7 +185,8 @@ class WatchedSequence(PackedSequence):
 def test_scales_of_one_rank_are_not_applied_to_what_others_send(ranks):
     sequence = WatchedSequence(2)
     group = ProcessGroup(tuple(range(ranks)))
-    net = OSPNextDiT(replace(SMALL, quant_attention="hif8"), sequence=sequence, video_group=group)
+    config = replace(SMALL, quant_attention="hif8")
+    net = OSPNextDiT(config, sequence=sequence, **quantized_parts(config, video_group=group))
     net(*map(Tensor, random_inputs(SMALL, (2, 4, 4), batch=1, text_len=8)))
     # HiF8 numbers of this size have at most 4 significant bits.
     mantissa, _ = np.frexp(sequence.sent)
@@ -193,7 +195,7 @@ def test_scales_of_one_rank_are_not_applied_to_what_others_send(ranks):
 
 
 def test_layers_of_the_recipe_are_quantised_and_no_others():
-    net = OSPNextDiT(HIF8)
+    net = OSPNextDiT(HIF8, **quantized_parts(HIF8))
     quantised = {name for name, cell in net.cells_and_names() if isinstance(cell, HiF8Linear)}
     attention = {f"blocks.0.{kind}.{name}" for kind in ("self_attn", "cross_attn") for name in "qkvo"}
     assert quantised == attention | {"blocks.0.ffn.0", "blocks.0.ffn.2"}
@@ -210,9 +212,9 @@ def test_layers_of_the_recipe_are_quantised_and_no_others():
         (lambda: QuantConfig(scale_scope="data"), "scale_scope is 'data'; valid: 'local', 'global'"),
         (lambda: QuantConfig(scale_max_forward=1e6), "scale_max_forward is 1000000.0"),
         (lambda: make_recipe(QuantConfig(backend="native")), "'native' does not exist here: the device is CPU"),
-        (lambda: OSPNextDiT(replace(HIF8, quant_config=QuantConfig(backend="native"))), "does not exist here"),
-        (lambda: OSPNextDiT(replace(HIF8, quant_config=QuantConfig(scale_scope="global")), sequence=PackedSequence(2)),
-         "needs the video_group"),
+        (lambda: quantized_parts(replace(HIF8, quant_config=QuantConfig(backend="native"))), "does not exist here"),
+        (lambda: OSPNextDiT(replace(SMALL, quant="hif8")), "dit.quant is 'hif8', but no linear is given"),
+        (lambda: OSPNextDiT(replace(SMALL, quant_attention="hif8")), "no cross_attention is given"),
         (lambda: reference.build(replace(HIF8, quant_config=QuantConfig(backend="native"))), "which PyTorch has not"),
         (lambda: reference.quantise(torch.tensor([1.0, torch.inf]), 15.0), "largest absolute value is inf"),
         (lambda: reference.hif8_attention(15.0)(None, None, None, attn_mask=1), "no padding"),

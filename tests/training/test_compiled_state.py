@@ -75,7 +75,7 @@ def update_many(make):
     optimizer = make([Parameter(Tensor(row), name=f"{i}.weight") for i, row in enumerate(values[0])])
     mesh, ema = Mesh.single(), Ema(optimizer.parameters, 0.75)
     step = TrainStep(nn.Cell(), optimizer, ema, Runtime("CPU", ms.float32, True), mesh,
-                     ShardedWeights(nn.Cell(), mesh, ms.float32))
+                     ShardedWeights(nn.Cell(), mesh))
     total = step._accumulate(*(tuple(map(Tensor, rows)) for rows in values[1:]))
     gradient = values[1] + values[2]
     np.testing.assert_array_equal([tensor.asnumpy() for tensor in total], gradient)

@@ -211,7 +211,7 @@ def test_training_starts_from_a_training_checkpoint_or_its_average(tmp_path, dat
 def test_weights_of_another_model_are_refused(tmp_path, data):
     trainer(tmp_path, pynative(tmp_path / "first", data, steps=3)).run()
     source = tmp_path / "first" / "checkpoints" / "step_00000003" / "ema"
-    with pytest.raises(ValueError, match="does not fit the model"):
+    with pytest.raises(ValueError, match="does not fit the network"):
         trainer(tmp_path, pynative(tmp_path / "second", data), f"load_checkpoint={source}", "model.dit.ffn_dim=20")
     with pytest.raises(ValueError, match="model.dit.ffn_dim: 24 then, 20 now"):
         trainer(tmp_path, pynative(tmp_path / "first", data), "model.dit.ffn_dim=20")

@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Tensor
 
 from ospnext_ms import hif8_format as hif8
-from ospnext_ms.kernels.hif8 import Quantize, RoundByArithmetic, Scale
+from ospnext_ms.kernels.hif8_operators import Quantize, RoundByArithmetic, Scale
 from ospnext_ms.quant.hif8 import encode, quantize_dequantize
 
 

@@ -12,6 +12,9 @@ import json
 import re
 from pathlib import Path
 
+import mindspore as ms
+
+from ospnext_ms.build import assemble_dit
 from ospnext_ms.config.reader import load_config
 from ospnext_ms.config.train import TrainConfig
 from ospnext_ms.kernels.assign import assign_values
@@ -19,7 +22,7 @@ from ospnext_ms.parallel.mesh import Mesh
 from ospnext_ms.runtime import start
 from ospnext_ms.storage.open_weights import read_headers
 from ospnext_ms.training.evaluation import FixedSet
-from ospnext_ms.training.network import VelocityLoss, build_network
+from ospnext_ms.training.loss import VelocityLoss
 from tools.experiments.hif8_experiment import CONFIGS, RECIPES
 
 COMPUTED = ("fp32", "hif8")
@@ -37,7 +40,8 @@ def weights_of(experiment):
 def measure(config, files):
     """{run: loss on the fixed set} of checkpoints of a TrainConfig's network, compiled once for all of them."""
     runtime = start(config.context)
-    net = build_network(config.model.dit, runtime)
+    dit = config.model.dit
+    net = assemble_dit(dit, runtime, param_dtype=ms.float32, residual_dtype=dit.residual_dtype, training=True).net
     parameters = {parameter.name: parameter for parameter in net.get_parameters()}
     fixed = FixedSet(config.eval_dataset, config.flow, config.model.dit, Mesh.single())
     loss = runtime.compile(VelocityLoss(net))

@@ -13,20 +13,22 @@ import dataclasses
 import json
 from pathlib import Path
 
+import mindspore as ms
+
+from ospnext_ms.build import assemble_dit
 from ospnext_ms.config.reader import load_config
 from ospnext_ms.config.train import TrainConfig
 from ospnext_ms.parallel.mesh import Mesh
 from ospnext_ms.runtime import start
-from ospnext_ms.storage.open_weights import read_headers
-from ospnext_ms.storage.weights import load_weights
+from ospnext_ms.storage.open_weights import open_weights, read_headers
 from ospnext_ms.training.evaluation import FixedSet
-from ospnext_ms.training.network import VelocityLoss, build_network
+from ospnext_ms.training.loss import VelocityLoss
 
 
 def measure(config, runtime, section, weights):
     """Loss on the fixed set of a TrainConfig of the network `section` with a checkpoint."""
-    net = build_network(section, runtime)
-    load_weights(net, weights)
+    net = assemble_dit(section, runtime, tensors=open_weights(weights), origin=weights, param_dtype=ms.float32,
+                       residual_dtype=section.residual_dtype, training=True).net
     fixed = FixedSet(config.eval_dataset, config.flow, section, Mesh.single())
     return fixed.mean_loss(runtime.compile(VelocityLoss(net)))
 

@@ -122,10 +122,12 @@ def test_codes_without_their_scale_are_refused(source, tmp_path):
 
 def test_a_network_loads_it(source, tmp_path):
     from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
+    from ospnext_ms.quant.network import quantized_parts
     from ospnext_ms.storage.weights import load_weights
 
     sizes = {name: SIZES["dit"][name] for name in ("dim", "ffn_dim", "num_layers", "freq_dim", "text_dim")}
-    net = OSPNextDiT(DiTConfig(**sizes, num_heads=2, text_len=4, skiparse="full", quant="hif8"))
+    config = DiTConfig(**sizes, num_heads=2, text_len=4, skiparse="full", quant="hif8")
+    net = OSPNextDiT(config, **quantized_parts(config))
     convert("dit", source[0], tmp_path / "w.safetensors", quant="hif8")
     load_weights(net, tmp_path / "w.safetensors")
     expected = open_weights(tmp_path / "w.safetensors")

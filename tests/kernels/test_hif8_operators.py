@@ -6,7 +6,7 @@ import pytest
 from mindspore import Tensor
 
 from ospnext_ms.hif8_format import round_nearest
-from ospnext_ms.kernels import hif8
+from ospnext_ms.kernels import hif8_operators as hif8
 
 
 class FakeTensor:
@@ -85,7 +85,7 @@ def test_auto_is_native_where_the_device_agrees(ascend_950):
 
 
 def test_a_device_that_rounds_otherwise_is_not_used(ascend_950, monkeypatch):
-    monkeypatch.setattr("tests.kernels.test_hif8.round_nearest", lambda x: np.trunc(x * 8) / 8)
+    monkeypatch.setattr("tests.kernels.test_hif8_operators.round_nearest", lambda x: np.trunc(x * 8) / 8)
     backend = hif8.choose_backend("auto")
     assert not backend.native
     assert "the device rounds" in backend.reason

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ospnext_ms.generation.requests import check_files, list_videos, load_latents, prompt_name, starting_noise
+from ospnext_ms.generation.checks import check_files
+from ospnext_ms.generation.noise import load_starting_noise, starting_noise
+from ospnext_ms.generation.prompts import list_videos, prompt_name
 
 
 def from_file(configure, tmp_path, text, **sections):
@@ -100,10 +102,10 @@ def test_latents_from_a_file(configure, tmp_path):
     latents = np.random.default_rng(0).standard_normal((3, 16, 2, 4, 6))
     np.save(path, latents)
     config = configure(sampling={"latents": str(path)})
-    np.testing.assert_array_equal(load_latents(config, 3), latents)
+    np.testing.assert_array_equal(load_starting_noise(config, 3), latents)
     np.save(path, latents[1].astype(np.float16))
-    np.testing.assert_array_equal(load_latents(config, 2), np.stack([latents[1].astype(np.float16)] * 2))
-    assert load_latents(configure(sampling={"latents": None}), 2) is None
+    np.testing.assert_array_equal(load_starting_noise(config, 2), np.stack([latents[1].astype(np.float16)] * 2))
+    assert load_starting_noise(configure(sampling={"latents": None}), 2) is None
 
 
 @pytest.mark.parametrize(("array", "expected"), [
@@ -116,22 +118,22 @@ def test_latents_that_do_not_fit(configure, tmp_path, array, expected):
     path = tmp_path / "latents.npy"
     np.save(path, array, allow_pickle=True)
     with pytest.raises(ValueError, match=expected):
-        load_latents(configure(sampling={"latents": str(path)}), 3)
+        load_starting_noise(configure(sampling={"latents": str(path)}), 3)
 
 
 def test_latents_from_something_else(configure, tmp_path):
     path = tmp_path / "latents.npy"
     config = configure(sampling={"latents": str(path)})
     with pytest.raises(FileNotFoundError, match="no file"):
-        load_latents(config, 1)
+        load_starting_noise(config, 1)
     for content in (b"", b"text", b"\x93NUMPY"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="is not a .npy file"):
-            load_latents(config, 1)
+            load_starting_noise(config, 1)
     with open(path, "wb") as file:
         np.savez(file, a=np.zeros(3))
     with pytest.raises(ValueError, match="archive"):
-        load_latents(config, 1)
+        load_starting_noise(config, 1)
 
 
 def test_files_of_a_run_that_can_start_are_checked_without_writing_any(configure):

@@ -7,7 +7,8 @@ import torch
 from mindspore import Tensor, mint, nn
 from safetensors.numpy import load_file
 
-from ospnext_ms.models import vae_blocks, vae_conv
+from ospnext_ms.kernels import convolution
+from ospnext_ms.models import vae_blocks
 from ospnext_ms.models.vae import VAEConfig, WanVAE
 from tests.support.compare import relative_error
 from tests.support.weights import set_weights
@@ -53,26 +54,26 @@ def expected_of(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("block", [vae_conv.ELEMENTS_PER_BLOCK, 1000])
+@pytest.mark.parametrize("block", [convolution.ELEMENTS_PER_BLOCK, 1000])
 def test_gather(monkeypatch, case, block):
-    monkeypatch.setattr(vae_conv, "ELEMENTS_PER_BLOCK", block)
-    actual = vae_conv.gather_conv3d(*map(Tensor, arrays_of(case)), *case[-2:])
+    monkeypatch.setattr(convolution, "ELEMENTS_PER_BLOCK", block)
+    actual = convolution.gather_conv3d(*map(Tensor, arrays_of(case)), *case[-2:])
     assert relative_error(actual.asnumpy(), expected_of(case)) < 1e-6
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_native_arguments(mint_on_torch, case):
-    actual = vae_conv.native_conv3d(*map(Tensor, arrays_of(case)), *case[-2:])
+    actual = convolution.native_conv3d(*map(Tensor, arrays_of(case)), *case[-2:])
     assert relative_error(actual.asnumpy(), expected_of(case)) < 1e-6
 
 
 def test_gather_blocks_are_bounded(monkeypatch):
     """No gather holds more than ELEMENTS_PER_BLOCK elements."""
     sizes = []
-    product = vae_conv._product
-    monkeypatch.setattr(vae_conv, "ELEMENTS_PER_BLOCK", 20000)
-    monkeypatch.setattr(vae_conv, "_product", lambda weight, rows: sizes.append(rows.size) or product(weight, rows))
-    vae_conv.gather_conv3d(*map(Tensor, arrays_of(CASES[0])), *CASES[0][-2:])
+    product = convolution._product
+    monkeypatch.setattr(convolution, "ELEMENTS_PER_BLOCK", 20000)
+    monkeypatch.setattr(convolution, "_product", lambda weight, rows: sizes.append(rows.size) or product(weight, rows))
+    convolution.gather_conv3d(*map(Tensor, arrays_of(CASES[0])), *CASES[0][-2:])
     assert len(sizes) > 1
     assert max(sizes) <= 20000
 

@@ -1,0 +1,145 @@
+"""The way from a configuration, a runtime and a mesh to networks with their weights: quantised, sharded, adapted.
+
+Networks are made without memory for their weights, sharded, and then given each process's part of what is stored,
+tensor by tensor: a process never holds more than its own part and one tensor.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import mindspore as ms
+from mindspore import nn
+from mindspore.nn.utils import no_init_parameters
+
+from ospnext_ms.models.config import QuantConfig
+from ospnext_ms.models.dit import OSPNextDiT
+from ospnext_ms.models.lora import Adapters
+from ospnext_ms.models.umt5 import UMT5Encoder
+from ospnext_ms.models.vae import Tiling, WanVAE
+from ospnext_ms.parallel.mesh import Mesh
+from ospnext_ms.parallel.sequence import ParallelSequence
+from ospnext_ms.parallel.sharding import ShardedWeights
+from ospnext_ms.quant.network import quantized_parts
+from ospnext_ms.runtime import DTYPES
+from ospnext_ms.storage.open_weights import open_weights
+from ospnext_ms.storage.peft_format import read_adapter
+from ospnext_ms.storage.weights import load_weights, mismatch_report, set_tensors
+
+
+@dataclass(frozen=True)
+class BuiltDiT:
+    """A transformer and what belongs to it: which of its weights are spread, and its adapters (None without)."""
+
+    net: nn.Cell
+    sharded: ShardedWeights
+    adapters: Adapters | None
+
+
+def build_dit(config, runtime, mesh=None, *, adapter=None) -> nn.Cell:
+    """The transformer of a DiTSection with its checkpoint's weights, for inference.
+
+    Args:
+        config: DiTSection. runtime: runtime.Runtime. mesh: parallel.mesh.Mesh, None for one process.
+        adapter: folder of a LoRA adapter in PEFT's format, used beside the network's own weights.
+
+    Raises:
+        FileNotFoundError, ValueError: no checkpoint or adapter there, or one that does not fit.
+    """
+    return assemble_dit(config, runtime, mesh, open_weights(config.checkpoint), config.checkpoint, adapter=adapter).net
+
+
+def assemble_dit(config, runtime, mesh=None, tensors: Mapping | None = None, origin: str = "", *, param_dtype=None,
+                 residual_dtype=None, lora=None, adapter=None, seed=0, training=False, recompute=False) -> BuiltDiT:
+    """The transformer of a DiTConfig, for whatever it is used.
+
+    Args:
+        config: DiTConfig. runtime: runtime.Runtime. mesh: parallel.mesh.Mesh, None for one process.
+        tensors: {name: stored tensor}, of which this process takes its part; None leaves the random start, which is
+            MindSpore's (see mindspore.set_seed). origin: their name in errors.
+        param_dtype: storage dtype of the linears' weights, default the compute dtype.
+        residual_dtype: "fp32" or "bf16" of the residual stream, None for the compute dtype.
+        lora: LoRAConfig of adapters to make; the network's own weights are frozen then. adapter: folder of an adapter
+            in PEFT's format to load, which also says how large it is where `lora` is None. seed: of new adapters.
+        training: gradients will be asked for. recompute: keep only the blocks' inputs for them.
+
+    Raises:
+        FileNotFoundError: no adapter there. ValueError: tensors or an adapter that do not fit the network.
+    """
+    mesh = mesh or Mesh.single()
+    arrays = None
+    if adapter is not None:
+        stored_lora, arrays = read_adapter(adapter)
+        lora = lora or stored_lora
+    if tensors is None:
+        net = _network(config, runtime, mesh, param_dtype, residual_dtype)
+    else:
+        with no_init_parameters():
+            net = _network(config, runtime, mesh, param_dtype, residual_dtype)
+    net.set_train(training)
+    names = [name for name, _ in net.parameters_and_names()]
+    adapters = None if lora is None else Adapters(net, lora, seed)
+    if arrays is not None:
+        adapters.load(arrays)
+    sharded = ShardedWeights(net, mesh)
+    if tensors is not None:
+        # Asked for after sharding, which puts other parameters in the place of those before.
+        parameters = dict(net.parameters_and_names())
+        set_tensors({name: parameters[name] for name in names}, tensors, origin, sharded)
+    if recompute:
+        for block in net.blocks:
+            block.recompute()
+    return BuiltDiT(net, sharded, adapters)
+
+
+def _network(config, runtime, mesh, param_dtype, residual_dtype):
+    sequence = None
+    if mesh.video_group.size > 1:
+        sequence = ParallelSequence(config.sparse_ratio, config.num_heads, mesh)
+    return OSPNextDiT(config, runtime.dtype, param_dtype=param_dtype, sequence=sequence,
+                      residual_dtype=DTYPES[residual_dtype] if residual_dtype else None,
+                      **quantized_parts(config, runtime.dtype, param_dtype, mesh.video_group))
+
+
+def build_vae(config, compile_chunks) -> WanVAE:
+    """The VAE of a VAESection with its weights. It computes in fp32, as Wan2.1 serves it: it is small, and its rounding
+    errors would be seen in the frames. `compile_chunks`: see WanVAE.
+
+    Raises:
+        FileNotFoundError, ValueError: no checkpoint there, or one that does not fit.
+    """
+    with no_init_parameters():
+        vae = WanVAE(config, ms.float32, compile_chunks=compile_chunks)
+    load_weights(vae, config.checkpoint)
+    vae.set_train(False)
+    return vae
+
+
+def tiling_of(config) -> Tiling | None:
+    """The Tiling of a VAESection, None where frames are worked on whole."""
+    return None if config.tile_size is None else Tiling(config.tile_size, config.tile_overlap)
+
+
+def build_text_encoder(config, runtime) -> UMT5Encoder:
+    """The text encoder of a TextEncoderSection with its weights, in the run's dtype. Raises as build_vae."""
+    with no_init_parameters():
+        encoder = UMT5Encoder(config, runtime.dtype)
+    load_weights(encoder, config.checkpoint)
+    encoder.set_train(False)
+    return encoder
+
+
+def check_checkpoints(model):
+    """Compares the checkpoints of a ModelSection with its networks, names and shapes, before any weight is read.
+
+    Raises:
+        FileNotFoundError: a checkpoint is not there. ValueError: one that does not fit, with what differs.
+    """
+    plain = replace(model.dit, quant=None, quant_attention=None, quant_config=QuantConfig())
+    for name, section, network in (("text_encoder", model.text_encoder, UMT5Encoder), ("dit", plain, OSPNextDiT),
+                                   ("vae", model.vae, WanVAE)):
+        with no_init_parameters():
+            expected = {key: parameter.shape for key, parameter in network(section).parameters_and_names()}
+        stored = {key: tensor.shape for key, tensor in open_weights(section.checkpoint).items()}
+        if report := mismatch_report(expected, stored):
+            raise ValueError(f"model.{name}: {section.checkpoint} does not fit the configured shape:\n"
+                             + "\n".join(report))

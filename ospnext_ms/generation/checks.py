@@ -1,0 +1,47 @@
+"""What can be known before a run: are the files there, can the results be written? No framework, no weights."""
+
+import os
+from pathlib import Path
+
+from ospnext_ms.storage.open_weights import read_headers
+from ospnext_ms.storage.peft_format import read_adapter_config
+
+
+def check_files(config):
+    """Checks, without reading any weights, that the checkpoints and the tokenizer are there and output can be written.
+
+    Raises:
+        FileNotFoundError: a file or folder the configuration names is not there.
+        ValueError: a checkpoint is no safetensors file or truncated, or the output folder cannot be written to.
+    """
+    model = config.model
+    for name in ("dit", "vae", "text_encoder"):
+        try:
+            read_headers(getattr(model, name).checkpoint)
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"model.{name}.checkpoint: {error}") from error
+    if not Path(model.text_encoder.tokenizer).is_dir():
+        raise FileNotFoundError(f"model.text_encoder.tokenizer: no folder {model.text_encoder.tokenizer} "
+                                f"(current folder {Path.cwd()})")
+    _check_output_folder(Path(config.output_dir))
+
+
+def check_adapter(config):
+    """Checks that a GenerateConfig's adapter, if any, is there and of a kind that can be used; reads no weights.
+
+    Raises:
+        FileNotFoundError, ValueError: see peft_format.read_adapter_config.
+    """
+    if config.adapter is not None:
+        try:
+            read_adapter_config(config.adapter)
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"adapter: {error}") from error
+
+
+def _check_output_folder(folder):
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"output_dir is {folder}, but {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"output_dir is {folder}, but {existing} cannot be written to")

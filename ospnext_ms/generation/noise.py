@@ -1,0 +1,37 @@
+"""The noise that videos start from."""
+
+from pathlib import Path
+
+import numpy as np
+
+
+def starting_noise(shape, seed, index):
+    """Standard normal noise, fp32, of video `index` of a run with `seed`; the same on every device and in any batch."""
+    return np.random.default_rng([seed, index]).standard_normal(shape, dtype=np.float32)
+
+
+def load_starting_noise(config, count):
+    """The starting noise of `sampling.latents` for `count` videos: float array [count, 16, T, H/8, W/8], or None.
+
+    An array of one video [16, T, H/8, W/8] serves all of them. The file is mapped, not read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a .npy file of floats, or of another shape.
+    """
+    name = config.sampling.latents
+    if name is None:
+        return None
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"sampling.latents: no file {name} (current folder {Path.cwd()})")
+    try:
+        latents = np.load(name, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"sampling.latents: {name} is not a .npy file of numbers: {error}") from error
+    if not isinstance(latents, np.ndarray):
+        raise ValueError(f"sampling.latents: {name} is an archive of arrays; expected a .npy file")
+    shape = config.latent_shape
+    if latents.dtype.kind != "f" or latents.shape not in (shape, (count, *shape)):
+        raise ValueError(f"sampling.latents: {name} holds {latents.dtype} {latents.shape}; expected floats {shape}, or "
+                         f"{(count, *shape)} for the {count} videos of this run")
+    return np.broadcast_to(latents, (count, *shape))

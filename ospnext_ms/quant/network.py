@@ -1,0 +1,41 @@
+"""What the quantisation of a DiTConfig puts in the place of a network's plain layers."""
+
+import mindspore as ms
+
+from ospnext_ms.kernels.attention import Attention, default_attention
+from ospnext_ms.kernels.collectives import ProcessGroup
+from ospnext_ms.quant.attention import AttentionInputs, HiF8Attention
+from ospnext_ms.quant.layers import hif8_linear_factory
+from ospnext_ms.quant.recipe import make_recipe
+
+
+def quantized_parts(config, dtype=ms.float32, param_dtype=None, video_group=None):
+    """Keyword arguments of OSPNextDiT that make it compute as the configuration says; none where nothing is quantised.
+
+    q, k and v of the video are quantised before they are ordered and sent, all tokens with one scale. Where several
+    ranks share a video and each has scales of its own, which mean nothing to the others, they are quantised where they
+    are attended to.
+
+    Args:
+        config: DiTConfig. dtype: compute dtype. param_dtype: storage dtype of the weights, default `dtype`.
+        video_group: ProcessGroup of the ranks that share a video, None for one.
+
+    Raises:
+        ValueError: the configured back end does not exist here.
+    """
+    if not (config.quant or config.quant_attention):
+        return {}
+    video_group = video_group or ProcessGroup()
+    recipe = make_recipe(config.quant_config, video_group)
+    parts = {}
+    if config.quant:
+        parts["linear"] = hif8_linear_factory(recipe, dtype, param_dtype or dtype)
+    if config.quant_attention:
+        attention, inputs = Attention(default_attention(dtype)), AttentionInputs(recipe, dtype)
+        quantized = HiF8Attention(attention, inputs)
+        parts["cross_attention"] = quantized
+        if video_group.size > recipe.group.size:
+            parts["attention"] = quantized
+        else:
+            parts |= {"attention": attention, "attention_inputs": inputs}
+    return parts
