@@ -18,12 +18,10 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tools.conversion.convert import DIRECTIONS, convert  # noqa: E402
-from tools.conversion.lora import convert_lora, merge_lora  # noqa: E402
-from tools.conversion.names import NAMINGS  # noqa: E402
-from tools.conversion.shapes import KINDS  # noqa: E402
+from tools.conversion.convert import DIRECTIONS, convert
+from tools.conversion.lora import convert_lora, merge_lora
+from tools.conversion.names import NAMINGS
+from tools.conversion.shapes import KINDS
 
 
 def build_parser():

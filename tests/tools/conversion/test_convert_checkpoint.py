@@ -261,9 +261,8 @@ def test_a_write_that_really_fails(tmp_path):
 # VmHWM and not getrusage's ru_maxrss: that one starts, in a new process, from what its parent had resident.
 MEASURE = """
 import re, sys
-sys.path.insert(0, sys.argv[1])
 from tools.convert_checkpoint import main
-status = main(sys.argv[2:])
+status = main(sys.argv[1:])
 print("PEAK", re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 sys.exit(status)
 """
@@ -271,7 +270,7 @@ sys.exit(status)
 
 def run_measured(*arguments):
     """Runs the converter in a process of its own and returns its peak resident memory in bytes."""
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(ROOT), *map(str, arguments)], capture_output=True,
+    done = subprocess.run([sys.executable, "-c", MEASURE, *map(str, arguments)], cwd=ROOT, capture_output=True,
                           text=True)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split("PEAK")[1]) * 1024
