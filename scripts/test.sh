@@ -1,14 +1,21 @@
 #!/usr/bin/env bash
 # From a fresh machine (Python 3.11, gcc and a package index) to all tests run. Safe to run again.
-# Extra arguments go to pytest, for example: bash scripts/test.sh tests/models -x
-# Without arguments: first the tests that start several processes themselves, then all others in two processes.
+#
+#   bash scripts/test.sh                     lint, and all tests but the slow ones
+#   bash scripts/test.sh --fast              lint, and what needs neither MindSpore nor PyTorch: under a minute
+#   bash scripts/test.sh -m slow             other arguments go to pytest
+#   bash scripts/test.sh tests/models -x
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 prepare_environment requirements-test.txt
+
 "$PYTHON" -m ruff check .
-if [ $# -gt 0 ]; then
+
+if [ "${1:-}" = --fast ]; then
+  exec "$PYTHON" -m pytest -m "not framework and not slow" "${@:2}"
+elif [ $# -gt 0 ]; then
   exec "$PYTHON" -m pytest "$@"
 fi
-"$PYTHON" -m pytest tests/distributed
-exec "$PYTHON" -m pytest --ignore tests/distributed --numprocesses 2 --dist loadgroup
+"$PYTHON" -m pytest -m "processes and not slow"
+exec "$PYTHON" -m pytest -m "not processes and not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder

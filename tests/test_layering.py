@@ -1,12 +1,11 @@
 """Imports point one way: the order of docs/design.md, and no circle between files or between folders."""
 
-import ast
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.imports import imports_of, modules_of
+from tests.support.paths import ROOT
 
 # A line may import the lines below it, never one above. Of docs/design.md, "Layout".
 LAYERS = (
@@ -27,28 +26,6 @@ TOOLS = {
     "tools.convert_checkpoint": {"tools.conversion"},
 }
 LOOSE_AT_TOP = 4
-
-
-def modules_of(root):
-    """{dotted name: path} of the package and of tools/."""
-    files = [path for top in ("ospnext_ms", "tools") for path in sorted((root / top).rglob("*.py"))]
-    return {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
-
-
-def imports_of(modules):
-    """{module: {module that it imports, at its top or inside a function}} of one tree."""
-    graph = defaultdict(set)
-    for module, path in modules.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path}: relative import"
-                names = [f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in modules else node.module
-                         for alias in node.names]
-            graph[module] |= {name for name in names if name in modules and name != module}
-    return graph
 
 
 def place_of(module):
@@ -141,8 +118,7 @@ def test_few_modules_stand_loose_at_the_top():
 
 
 def test_tests_import_no_test_file():
-    tests = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "tests").rglob("*.py")}
-    graph = imports_of(tests)
+    graph = imports_of(modules_of(ROOT, ["tests"]))
     of_tests = [(a, b) for a in graph for b in graph[a] if b.rpartition(".")[2].startswith(("test_", "conftest"))]
     assert of_tests == []
 

@@ -91,6 +91,7 @@ def test_add_noise_runs_along_the_velocity():
     np.testing.assert_allclose(moved, x[:2] + step * velocity_target(x0, noise)[:2], rtol=0, atol=1e-14)
 
 
+@pytest.mark.framework
 def test_add_noise_of_tensors():
     ms = pytest.importorskip("mindspore")
     x0, noise = RNG.standard_normal((2, 3, 4, 5, 6)).astype(np.float32)

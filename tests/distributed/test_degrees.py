@@ -7,7 +7,6 @@ from ospnext_ms.config.reader import ConfigError, read_section
 from ospnext_ms.config.sections import ParallelSection
 from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.parallel.degrees import check_generation, check_parallel, layout
-from ospnext_ms.parallel.mesh import Mesh
 
 SMALL = dict(freq_dim=16, text_dim=8, text_len=4, ffn_dim=8, num_full_blocks=8)
 LARGE_14B = DiTConfig(dim=5120, num_heads=40, num_layers=40, **SMALL)
@@ -34,7 +33,10 @@ def test_groups_partition_the_world(degrees):
         assert sorted(rank for ranks in set(members) for rank in ranks) == list(range(16))
 
 
+@pytest.mark.framework
 def test_a_single_process():
+    from ospnext_ms.parallel.mesh import Mesh
+
     mesh = Mesh.single()
     assert (mesh.rank, mesh.size, mesh.data_rank, mesh.data_size, mesh.s, mesh.u) == (0, 1, 0, 1, 0, 0)
     assert mesh.is_leader

@@ -15,6 +15,8 @@ from ospnext_ms.data.video import read_video
 from ospnext_ms.generation.generate import generate
 from tests.support.msrun import ROOT, end, environment, msrun_command, run_workers
 
+pytestmark = [pytest.mark.framework, pytest.mark.processes]
+
 DEADLINE_SECONDS = 60
 
 

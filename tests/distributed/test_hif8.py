@@ -6,6 +6,8 @@ import pytest
 
 from tests.support.msrun import run_workers
 
+pytestmark = [pytest.mark.framework, pytest.mark.processes]
+
 
 @pytest.mark.parametrize("degrees", [(2, 1), pytest.param((2, 2), marks=pytest.mark.slow),
                                      pytest.param((4, 1), marks=pytest.mark.slow)])

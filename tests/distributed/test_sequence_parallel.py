@@ -5,6 +5,8 @@ import pytest
 from ospnext_ms.skiparse import PATTERNS, SkiparsePlan
 from tests.distributed.cases import DEGREES, EXCHANGES, GENERATION, MODEL, cases
 
+pytestmark = [pytest.mark.framework, pytest.mark.processes]
+
 SPEEDS = {"quick": (), "slow": pytest.mark.slow}
 
 

@@ -15,6 +15,8 @@ from tests.support import train_runs as runs
 from tests.support.configs import write_config
 from tests.support.msrun import run_workers
 
+pytestmark = pytest.mark.processes
+
 STEPS, MORE = 2, 4
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ospnext_ms.data.video import read_video
+
 
 class Brightness:
     """Mean grey level of a video, 0 to 1."""
@@ -49,3 +51,15 @@ class Unmakeable:
 
     def __init__(self):
         raise FileNotFoundError("no weights in checkpoints/reward")
+
+
+class VideoAlignStandIn:
+    """Has the interface of VideoAlign's inference.VideoVLMRewardInference (commit 1140ffd of its repository)."""
+
+    def __init__(self, load_from_pretrained, load_from_pretrained_step=-1, device="cuda", dtype=None):
+        self.made_from, self.device = load_from_pretrained, device
+
+    def reward(self, video_paths, prompts, fps=None, num_frames=None, max_pixels=None, use_norm=True):
+        self.videos = [read_video(path) for path in video_paths]
+        self.prompts, self.use_norm = prompts, use_norm
+        return [{"VQ": 1.0 + i, "MQ": 10.0, "TA": 100.0, "Overall": 111.0 + i} for i in range(len(prompts))]

@@ -13,6 +13,8 @@ from tests.support.configs import write_config
 from tests.support.msrun import run_workers
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.framework
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

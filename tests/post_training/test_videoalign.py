@@ -5,33 +5,19 @@ import sys
 import numpy as np
 import pytest
 
-from ospnext_ms.data.video import read_video
 from ospnext_ms.post_training.rewards.process import RewardError, RewardProcess
 from ospnext_ms.post_training.rewards.videoalign import VideoAlign
 
 FRAMES = np.full((2, 5, 32, 48, 3), 90, np.uint8)
 
 
-class StandIn:
-    """Has the interface of VideoAlign's inference.VideoVLMRewardInference (commit 1140ffd of its repository)."""
-
-    def __init__(self, load_from_pretrained, load_from_pretrained_step=-1, device="cuda", dtype=None):
-        self.made_from, self.device = load_from_pretrained, device
-
-    def reward(self, video_paths, prompts, fps=None, num_frames=None, max_pixels=None, use_norm=True):
-        self.videos = [read_video(path) for path in video_paths]
-        self.prompts, self.use_norm = prompts, use_norm
-        return [{"VQ": 1.0 + i, "MQ": 10.0, "TA": 100.0, "Overall": 111.0 + i} for i in range(len(prompts))]
-
-
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     """(checkpoint, code) as far as the adapter looks at them."""
-    pytest.importorskip("torch", reason="VideoAlign is a PyTorch model")
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "model_config.json").write_text("{}")
     (tmp_path / "code").mkdir()
-    source = "from tests.post_training.test_videoalign import StandIn as VideoVLMRewardInference\n"
+    source = "from tests.post_training.scorers import VideoAlignStandIn as VideoVLMRewardInference\n"
     (tmp_path / "code" / "inference.py").write_text(source)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "inference", raising=False)
@@ -39,6 +25,7 @@ def folders(tmp_path, monkeypatch):
     sys.modules.pop("inference", None)
 
 
+@pytest.mark.framework
 def test_scores_and_what_is_handed_over(folders):
     reward = VideoAlign(*map(str, folders), weights=[1.0, 0.5, 0.0], device="cpu")
     scores, parts = reward(FRAMES, ["one", "two"])
@@ -59,6 +46,7 @@ def test_missing_weights_are_an_error_that_says_what_to_fetch(tmp_path):
     process.close()
 
 
+@pytest.mark.framework
 def test_missing_code_and_packages(folders, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"code is not in .*inference.py is missing.*KwaiVGI/VideoAlign"):
         VideoAlign(str(folders[0]), str(tmp_path))

@@ -99,6 +99,7 @@ def load_renamed(reference, kind, state):
     return reference.eval()
 
 
+@pytest.mark.framework
 def test_transformer_of_diffusers_computes_the_same():
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     from tools.torch_reference.dit import OSPNextDiT
@@ -119,6 +120,7 @@ def test_transformer_of_diffusers_computes_the_same():
     assert relative_error(actual, expected) < 1e-5
 
 
+@pytest.mark.framework
 def test_vae_of_diffusers_computes_the_same():
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     from tools.torch_reference.vae import WanVAE
@@ -139,6 +141,7 @@ def test_vae_of_diffusers_computes_the_same():
         assert relative_error(ours.decode_raw(latent).clamp(-1, 1), decoded) < 1e-5
 
 
+@pytest.mark.framework
 def test_encoder_of_transformers_computes_the_same():
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     from tools.torch_reference.umt5 import UMT5Encoder
