@@ -19,6 +19,8 @@ from tests.support import train_runs as runs
 from tests.support.configs import write_config
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.long
+
 EXACT = ("loss", "gradient_norm", "clip_factor", "clip_threshold", "learning_rate", "epoch")
 
 
