@@ -1,0 +1,68 @@
+"""What every file of yaml_configs means, against golden/resolved_configurations.json.
+
+After a change that is meant: `python -m tests.config.test_shipped_files` writes the table anew; its difference is what
+the change does to users.
+"""
+
+import dataclasses
+import json
+
+import pytest
+
+from ospnext_ms.config.generate import GenerateConfig
+from ospnext_ms.config.post_train import PostTrainConfig
+from ospnext_ms.config.prepare_data import PrepareDataConfig
+from ospnext_ms.config.reader import load_config
+from ospnext_ms.config.train import TrainConfig
+from tests.support.paths import CONFIGS, GOLDEN
+
+CLASSES = {"generate": GenerateConfig, "train": TrainConfig, "post_train": PostTrainConfig,
+           "prepare_data": PrepareDataConfig}
+FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("*/*.yaml"))
+TABLE = GOLDEN / "resolved_configurations.json"
+
+
+def resolved(name):
+    """{key: value as JSON} of a file; those of `generate` get the prompt that they leave to the command line."""
+    folder = name.split("/")[0]
+    prompt = {"prompts.prompt": "a cat"} if folder == "generate" and "tiny" not in name else {}
+    values = dataclasses.asdict(load_config(CLASSES[folder], CONFIGS / name, values=prompt))
+    return {key: json.dumps(value, ensure_ascii=False) for key, value in sorted(leaves("", values))}
+
+
+def leaves(key, value):
+    """(dotted key, value) of all that is no section."""
+    if isinstance(value, tuple) and any(isinstance(entry, dict) for entry in value):
+        value = dict(enumerate(value))
+    if isinstance(value, dict) and value:
+        for name, entry in value.items():
+            yield from leaves(f"{key}.{name}" if key else name, entry)
+    else:
+        yield key, value
+
+
+def golden():
+    """{file: {key: value as JSON}}."""
+    return {name: {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+            for name, values in json.loads(TABLE.read_text(encoding="utf-8")).items()}
+
+
+def write_table():
+    """Makes what the files mean now the table."""
+    files = {name: ",\n".join(f"  {json.dumps(key)}: {value}" for key, value in resolved(name).items())
+             for name in FILES}
+    text = ",\n".join(f" {json.dumps(name)}: {{\n{lines}\n }}" for name, lines in files.items())
+    TABLE.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
+
+
+def test_every_file_is_in_the_table():
+    assert sorted(golden()) == FILES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_means_what_it_meant(name):
+    assert resolved(name) == golden()[name]
+
+
+if __name__ == "__main__":
+    write_table()
