@@ -91,7 +91,7 @@ import numpy as np
 from mindspore import Tensor
 from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.models.dit import OSPNextDiT
-from ospnext_ms.training.network import VelocityLoss
+from ospnext_ms.training.loss import VelocityLoss
 
 ms.set_context(mode=ms.PYNATIVE_MODE)
 net = OSPNextDiT(DiTConfig(128, 512, 4, int(sys.argv[1]), 64, 32, 16, num_full_blocks=4))

@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
-from ospnext_ms.training.network import VelocityLoss
+from ospnext_ms.training.loss import VelocityLoss
 
 from ospnext_ms.config.train import LearningRateSection
 from ospnext_ms.training.ema import Ema
