@@ -25,7 +25,6 @@ SETTINGS = "settings.json"
 REPORT = "report.json"
 EMPTY_TEXT = "text-empty.safetensors"
 FORMAT = "ospnext_ms cache 1"
-CONTENTS = ("latents", "videos")
 STORED_DTYPES = {"fp32": np.float32, "fp16": np.float16}
 
 

@@ -3,8 +3,6 @@
 NumPy only. B batch, T/h/w latent frames, height and width, L text tokens, C text width.
 """
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from ospnext_ms.models.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 _CAPTION, _START = 2, 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What one rank trains on in one step.
 
@@ -30,8 +28,8 @@ class Batch:
 
     latents: np.ndarray
     text: np.ndarray
-    names: tuple
-    captions: tuple
+    names: tuple = ()
+    captions: tuple = ()
     epoch: int
 
 
@@ -57,6 +55,9 @@ class LatentDataset:
         ValueError: a cache without samples or with longer texts than `text_len`, a share outside [0, 1], ranks that do
             not exist, `encode` missing or not needed.
     """
+
+    # Nothing to say in progress lines.
+    note = ""
 
     def __init__(self, folder, *, batch_size, seed, text_len, text_drop=0.0, data_rank=0, data_size=1, encode=None):
         self.cache = Cache(folder)
@@ -87,19 +88,13 @@ class LatentDataset:
         """C."""
         return self.cache.text_dim
 
-    @property
-    def latent_shapes(self):
-        """(T, h, w) of every bucket that has samples: as many graphs will be compiled."""
-        used = [bucket for bucket, members in zip(self.cache.buckets, self._members, strict=True) if members]
-        return sorted({latent_grid(*bucket) for bucket in used})
+    def fingerprint(self):
+        """A hash of what the cache holds."""
+        return self.cache.fingerprint()
 
     def epoch(self, step):
         """Epoch of a step."""
         return self._order.locate(step)[0]
-
-    def steps_before(self, epoch):
-        """Number of steps in the epochs before `epoch`."""
-        return self._order.first_step(epoch)
 
     def batch(self, step) -> Batch:
         """The batch of this rank in global step `step`, counted from 0."""
@@ -113,20 +108,8 @@ class LatentDataset:
             texts.append(text)
             captions.append(caption)
             names.append(self.cache.samples[index].name)
-        return Batch(np.stack(latents), np.stack(texts), tuple(names), tuple(captions), self.epoch(step))
-
-    def batches(self, first_step, ahead=2) -> Iterator[Batch]:
-        """Yields the batches of `first_step`, `first_step` + 1, ... without end, `ahead` of them read beforehand."""
-        with ThreadPoolExecutor(1) as pool:
-            coming = [pool.submit(self.batch, first_step + i) for i in range(ahead + 1)]
-            step = first_step + ahead + 1
-            try:
-                while True:
-                    yield coming.pop(0).result()
-                    coming.append(pool.submit(self.batch, step))
-                    step += 1
-            finally:
-                pool.shutdown(cancel_futures=True)
+        return Batch(latents=np.stack(latents), text=np.stack(texts), names=tuple(names), captions=tuple(captions),
+                     epoch=self.epoch(step))
 
     def sample(self, index):
         """(latent fp32 [16, T, h, w], text fp32 [L, C], caption) of sample `index` with its first caption."""
@@ -151,7 +134,6 @@ class LatentDataset:
         start = draw_start(rng, record["part"], frames, self.cache.fps, record["fps"])
         path = Path(self.cache.video_root) / record["path"]
         return self._encode(read_clip(path, start, self.cache.fps, frames, height, width))
-
 
 
 def latent_grid(height, width, frames):

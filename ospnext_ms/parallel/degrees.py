@@ -4,14 +4,13 @@ import os
 
 
 def layout(size, skiparse, ulysses, shard, rank):
-    """World ranks of the groups of `rank`: {"world", "data", "video", "skiparse", "ulysses", "shard", "replica"}."""
+    """World ranks of the groups of `rank`: {"world", "video", "skiparse", "ulysses", "shard", "replica"}."""
     degree = skiparse * ulysses
     first = rank // degree * degree
     s, u = rank % degree // ulysses, rank % ulysses
     first_shard = rank // shard * shard
     return {
         "world": tuple(range(size)),
-        "data": tuple(range(rank % degree, size, degree)),
         "video": tuple(range(first, first + degree)),
         "skiparse": tuple(range(first + u, first + degree, ulysses)),
         "ulysses": tuple(range(first + s * ulysses, first + (s + 1) * ulysses)),

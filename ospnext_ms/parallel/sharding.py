@@ -100,13 +100,6 @@ class ShardedWeights:
             shard = shard[: last - first]
         return shard.reshape(-1)
 
-    def whole(self, name, shard):
-        """The whole array, on every rank, of this rank's shard (array or tensor). All ranks have to call it."""
-        if name not in self.shapes:
-            return np.asarray(shard.asnumpy() if isinstance(shard, Tensor) else shard)
-        gathered = AllGather(self.group)(shard if isinstance(shard, Tensor) else Tensor(shard))
-        return gathered.asnumpy()[: self.shapes[name][0]]
-
     def total_squares(self, parameters, squares):
         """Sums of squares of this rank's part of tensors -> of the whole tensors, NumPy fp64 [n].
 

@@ -1,6 +1,7 @@
 """Held-out prompts, sampled as `generate` samples them: ODE, the averaged adapters, the same noise every time."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor
@@ -16,46 +17,52 @@ SHEET_COLUMNS = 8
 
 
 class Evaluation:
-    """Evaluates a PolicyTrainer at given iterations, and compares with the first time.
+    """Evaluates a policy at given iterations, and compares with the first time.
 
     Writes evaluation/NUMBER/ with scores.json (every video's, so that runs can be compared pair by pair), a contact
     sheet and the first videos.
 
     Args:
-        config: PostTrainConfig. prompts: held-out ones. trainer: PolicyTrainer.
+        config: PostTrainConfig. prompts: held-out ones. mesh: parallel.mesh.Mesh. rollout: Rollout, which samples.
+        texts: {text: embedding fp32 [L, C]}. judge: Judge. decoder: generation.decoding.FrameDecoder, used where it is
+            reported only.
     """
 
-    def __init__(self, config, prompts, trainer):
+    def __init__(self, config, prompts, mesh, rollout, texts, judge, decoder):
         self.config = config
-        self.trainer = trainer
-        count, data_size = config.evaluation.count, trainer.mesh.data_size
+        self.rollout, self.texts, self.judge, self.decoder = rollout, texts, judge, decoder
+        self.folder = Path(config.output_dir) / "evaluation"
+        count, data_size = config.evaluation.count, mesh.data_size
         if count % data_size:
             raise ValueError(f"evaluation.count is {count}; it must be a multiple of the {data_size} data-parallel "
                              "groups")
         self.prompts = [prompts[i % len(prompts)] for i in range(count)]
-        self.mine = list(share(count, trainer.mesh.data_rank, data_size))
+        self.mine = list(share(count, mesh.data_rank, data_size))
 
-    def __call__(self, iteration, monitor):
-        """Samples and judges; `monitor` is None on silent processes. Returns the Scores of all videos."""
-        trainer, section = self.trainer, self.config.evaluation
+    def __call__(self, iteration, ema, monitor):
+        """Samples with the averages of `ema` and judges; `monitor` is None on processes that do not report.
+
+        Returns the Scores of all videos.
+        """
+        section = self.config.evaluation
         prompts = [self.prompts[i] for i in self.mine]
-        with trainer.ema.in_place():
+        with ema.in_place():
             latents = self._sample(prompts)
         frames = self.config.rollout.reward_frames if section.fewer_frames else None
-        scores = trainer.gather_scores(trainer.judge(latents, prompts, frames), len(prompts))
+        scores = self.judge.gather(self.judge.submit(latents, prompts, frames), len(prompts))
         if monitor:
             self._report(iteration, scores, latents, monitor)
         return scores
 
     def _sample(self, prompts):
-        sampling, rollout = self.config.sampling, self.trainer.rollout
+        sampling, rollout = self.config.sampling, self.rollout
         sigmas = inference_sigmas(sampling.steps, sampling.shift)
         latents = []
         for rows in batches(len(prompts), rollout.batch_size):
             members = filled(rows, rollout.batch_size)
             noise = np.stack([self._noise(self.mine[i]) for i in members])
-            text = Tensor(np.stack([self.trainer.texts[prompts[i]] for i in members]))
-            negative = Tensor(np.stack([self.trainer.texts[sampling.negative_prompt]] * len(members)))
+            text = Tensor(np.stack([self.texts[prompts[i]] for i in members]))
+            negative = Tensor(np.stack([self.texts[sampling.negative_prompt]] * len(members)))
             sample = rollout.follow(Tensor(noise), sigmas, text, negative, "euler")
             latents.append(sample.asnumpy()[: len(rows)])
         return np.concatenate(latents)
@@ -65,7 +72,7 @@ class Evaluation:
         return rng.standard_normal(self.config.latent_shape, dtype=np.float32)
 
     def _report(self, iteration, scores, latents, monitor):
-        folder = self.trainer.folder / "evaluation" / f"{iteration:06d}"
+        folder = self.folder / f"{iteration:06d}"
         valid = scores.total[~np.isnan(scores.total)]
         if len(valid) < 2:
             raise ValueError(f"only {len(valid)} of {len(scores.total)} held-out videos have a reward: "
@@ -78,7 +85,7 @@ class Evaluation:
         with atomic_path(folder / "scores.json") as path:
             path.write_text(json.dumps(record) + "\n", encoding="utf-8")
         self._write_videos(folder, latents)
-        first = self.trainer.folder / "evaluation" / f"{0:06d}" / "scores.json"
+        first = self.folder / f"{0:06d}" / "scores.json"
         if iteration and first.is_file():
             figures |= compare(json.loads(first.read_text(encoding="utf-8")), record)
         monitor.evaluation(iteration, figures)
@@ -89,7 +96,7 @@ class Evaluation:
 
     def _write_videos(self, folder, latents):
         video, shown = self.config.video, min(self.config.evaluation.videos, len(latents))
-        clips = [self.trainer.decoder(latent) for latent in latents[:shown]]
+        clips = [self.decoder(latent) for latent in latents[:shown]]
         for i, clip in enumerate(clips):
             write_mp4(folder / f"video_{i:04d}.mp4", clip, video.fps, video.crf)
         if clips:

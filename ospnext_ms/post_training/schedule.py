@@ -21,11 +21,6 @@ class RolloutSchedule:
     stds: np.ndarray
     rest: np.ndarray
 
-    @property
-    def network_steps(self):
-        """Steps of a video without and with sharing the prefix, as (shared by a group, of every video)."""
-        return len(self.prefix) - 1, len(self.window) - 1 + len(self.rest) - 1
-
 
 def rollout_schedule(num_steps, shift, start, size, noise, eta, rest_steps=None):
     """The schedule whose steps `start` ... `start + size - 1` are stochastic.

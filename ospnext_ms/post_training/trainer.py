@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor
 
 from ospnext_ms.config.post_train import MAY_CHANGE
 from ospnext_ms.data.text import pad_text
@@ -19,18 +18,17 @@ from ospnext_ms.diffusion.windows import window_start
 from ospnext_ms.generation.decoding import FrameDecoder
 from ospnext_ms.generation.encoders import TextEncoder
 from ospnext_ms.generation.prompts import read_prompts
-from ospnext_ms.kernels.collectives import AllGather
 from ospnext_ms.post_training.advantages import group_advantages
 from ospnext_ms.post_training.evaluation import Evaluation
 from ospnext_ms.post_training.figures import PolicyMonitor, update_figures
+from ospnext_ms.post_training.judging import Judge
 from ospnext_ms.post_training.policy_network import Policy
 from ospnext_ms.post_training.prompts import check_shares, prompts_of_iteration, share
-from ospnext_ms.post_training.rewards.combined import CombinedReward, Scores
-from ospnext_ms.post_training.rollout import Rollout, batches, group_noise, step_noise
+from ospnext_ms.post_training.rewards.combined import CombinedReward
+from ospnext_ms.post_training.rollout import Rollout, group_noise, step_noise
 from ospnext_ms.post_training.schedule import rollout_schedule
 from ospnext_ms.post_training.update import (
     Experience,
-    PolicyStep,
     levels_of,
     loss_inputs,
     minibatches_of_epoch,
@@ -41,11 +39,8 @@ from ospnext_ms.runtime import release_memory
 from ospnext_ms.storage import fingerprint
 from ospnext_ms.storage.files import atomic_path
 from ospnext_ms.storage.peft_format import write_adapter
-from ospnext_ms.training.clipping import AdaptiveClipper
-from ospnext_ms.training.ema import Ema
-from ospnext_ms.training.optimizer import make_optimizer, make_schedule, set_learning_rate
+from ospnext_ms.training.learner import Learner
 from ospnext_ms.training.resume import open_run, run_state
-from ospnext_ms.training.state import TrainState
 
 
 class PolicyTrainer:
@@ -61,9 +56,8 @@ class PolicyTrainer:
 
     def __init__(self, config, runtime, mesh):
         self.config, self.runtime, self.mesh = config, runtime, mesh
-        self.speaks = mesh.rank == 0
+        self.reports = mesh.rank == 0
         self.folder = Path(config.output_dir)
-        self._gather = AllGather(mesh.world_group)
         self.prompts = read_prompts(config.prompt_file)
         held_out = read_prompts(config.evaluation.prompt_file)
         check_shares(config.rollout.prompts, config.rollout.group_size, mesh.data_size)
@@ -74,10 +68,13 @@ class PolicyTrainer:
             self.reward.start()
         self.texts = self._embed([*self.prompts, *held_out, config.sampling.negative_prompt])
         self.policy = Policy(config, runtime, mesh)
-        self.decoder = FrameDecoder(config.model.vae, runtime.compiled) if mesh.is_leader else None
+        decoder = FrameDecoder(config.model.vae, runtime.compiled) if mesh.is_leader else None
+        self.judge = Judge(mesh, decoder, self.reward, config.rollout.batch_size)
         self.rollout = Rollout(self.policy.velocity, config.rollout.batch_size, config.rollout.rest_sampler)
-        self._build_step()
-        self.evaluation = Evaluation(config, held_out, self)
+        parameters = {parameter.name: parameter for parameter in self.policy.adapters.parameters}
+        self.learner = Learner(config, parameters, self.policy.loss, config.runner_config.iterations, runtime, mesh,
+                               self.policy.sharded)
+        self.evaluation = Evaluation(config, held_out, mesh, self.rollout, self.texts, self.judge, decoder)
         self.iterations_done = self.updates_done = 0
         if resumed:
             self._resume(resumed)
@@ -85,10 +82,10 @@ class PolicyTrainer:
     def run(self):
         """Runs the iterations that are left; returns the paths of what there is to look at."""
         config, total = self.config, self.config.runner_config.iterations
-        monitor = PolicyMonitor(self.folder, config, self.iterations_done) if self.speaks else None
+        monitor = PolicyMonitor(self.folder, config, self.iterations_done) if self.reports else None
         try:
             if self.iterations_done == 0:
-                self.evaluation(0, monitor)
+                self.evaluation(0, self.learner.ema, monitor)
             while self.iterations_done < total:
                 figures = self.iterate(self.iterations_done)
                 self.iterations_done += 1
@@ -98,9 +95,9 @@ class PolicyTrainer:
                 if done % config.callbacks.save_checkpoint_steps == 0 or done == total:
                     self.save()
                 if done == total or (config.evaluation.every and done % config.evaluation.every == 0):
-                    self.evaluation(done, monitor)
+                    self.evaluation(done, self.learner.ema, monitor)
             self.store.wait()
-            paths = self._write_adapters() if self.speaks else []
+            paths = self._write_adapters() if self.reports else []
             return paths + (monitor.close() if monitor else [])
         finally:
             self.reward.close()
@@ -119,9 +116,9 @@ class PolicyTrainer:
         prompts = [self.prompts[chosen[group]] for group in groups]
         trajectory = self._roll_out(schedule, iteration, videos, groups, chosen)
         clock.lap("rollout")
-        waiting = self.judge(trajectory.latents, prompts, config.rollout.reward_frames)
+        waiting = self.judge.submit(trajectory.latents, prompts, config.rollout.reward_frames)
         clock.lap("decoding")
-        scores = self.gather_scores(waiting, len(videos))
+        scores = self.judge.gather(waiting, len(videos))
         clock.lap("waiting_for_rewards")
         all_groups = np.arange(config.rollout.prompts * config.rollout.group_size) // config.rollout.group_size
         advantages = group_advantages(scores.total, all_groups, config.policy.advantage_limit)
@@ -134,50 +131,6 @@ class PolicyTrainer:
         clock.lap("update")
         return {"window_start": start, "log_prob_disagreement": _disagreement(trajectory, micro_batches),
                 **update_figures(scores, advantages, updates, self.policy.with_kl), "seconds": clock.laps}
-
-    def judge(self, latents, prompts, frames):
-        """Decodes latents and asks the rewards, batch by batch; functions that wait for Scores (leaders only)."""
-        if not self.mesh.is_leader:
-            return []
-        waiting = []
-        for rows in batches(len(prompts), self.config.rollout.batch_size):
-            clips = np.stack([self.decoder(latents[row], frames) for row in rows])
-            waiting.append(self.reward.submit(clips, [prompts[row] for row in rows]))
-        return waiting
-
-    def gather_scores(self, waiting, count):
-        """The Scores of all processes' videos, in the order of ranks, on every process.
-
-        `waiting`: of `judge`. `count`: videos of each process.
-        """
-        mine = Scores.joined(wait() for wait in waiting) if self.mesh.is_leader else None
-        if self.mesh.size == 1:
-            return mine
-        names = self._part_names(mine)
-        rows = np.zeros((1, 1 + len(names) + len(self.config.rewards), count), np.float64)
-        if mine is not None:
-            rows[0, 0] = mine.total
-            rows[0, 1 : 1 + len(names)] = [mine.parts.get(name, np.full(count, np.nan)) for name in names]
-            rows[0, 1 + len(names) :, 0] = [mine.failed[section.name] for section in self.config.rewards]
-        # NaN survives no sum of slots, so it travels as a number no reward may have.
-        sent = Tensor(np.nan_to_num(rows, nan=_NO_REWARD).astype(np.float32))
-        received = self._gather(sent, "rewards").asnumpy().astype(np.float64)
-        leaders = received[:: self.mesh.video_group.size]
-        values = np.where(leaders == np.float32(_NO_REWARD), np.nan, leaders)
-        joined = values.transpose(1, 0, 2).reshape(values.shape[1], -1)
-        failed = values[:, 1 + len(names) :, 0].sum(0).astype(int)
-        return Scores(joined[0], dict(zip(names, joined[1:], strict=False)),
-                      {section.name: int(n) for section, n in zip(self.config.rewards, failed, strict=True)},
-                      mine.messages if mine else ())
-
-    def _part_names(self, mine):
-        """Names of all parts, known on leaders, told to the others."""
-        text = json.dumps(list(mine.parts)) if mine is not None else ""
-        encoded = np.zeros((1, _NAME_BYTES), np.float32)
-        data = text.encode()[:_NAME_BYTES]
-        encoded[0, : len(data)] = list(data)
-        first = self._gather(Tensor(encoded), "names").asnumpy()[0]
-        return json.loads(bytes(first[first > 0].astype(np.uint8)).decode())
 
     def _roll_out(self, schedule, iteration, videos, groups, chosen):
         seed, shape = self.config.seed, self.config.latent_shape
@@ -199,29 +152,28 @@ class PolicyTrainer:
     def _update(self, experience, micro_batches, iteration):
         """Optimiser steps on an iteration's experience; one dict of figures and arrays for each."""
         policy, made = self.config.policy, []
-        rate = self.learning_rate(iteration)
-        set_learning_rate(self.optimizer, rate)
         for epoch in range(policy.inner_epochs if micro_batches else 0):
             dealt = minibatches_of_epoch(micro_batches, policy.minibatches, self.config.seed, iteration, epoch)
             for minibatch in dealt:
-                gradients = self.step.gradients(loss_inputs(experience, minibatch, self.mesh.data_size, not made))
+                inputs = loss_inputs(experience, minibatch, self.mesh.data_size, not made)
+                gradients = self.learner.gradients(inputs)
                 real = np.stack([batch.real for batch in minibatch])
-                ratios, kls, log_probs = (values[real] for values in self.step.take())
+                ratios, kls, log_probs = (values[real] for values in gradients.auxiliaries)
                 old = np.stack([batch.old_log_probs for batch in minibatch])[real]
-                self._check_finite(gradients, iteration)
-                factor = self.clipper(gradients.norm)
-                self.step.update(gradients, factor, self.updates_done)
-                self.updates_done += 1
-                made.append({"loss": gradients.loss, "norm": gradients.norm, "factor": factor, "rate": rate,
-                             "ratios": ratios, "kls": kls, "clip": policy.clip,
+                figures = self._change(gradients, iteration)
+                made.append({"loss": gradients.loss, "norm": gradients.norm, "factor": figures["clip_factor"],
+                             "rate": figures["learning_rate"], "ratios": ratios, "kls": kls, "clip": policy.clip,
                              "rescoring": float(np.abs(log_probs - old).max(initial=0))})
         return made
 
-    def _check_finite(self, gradients, iteration):
-        if gradients.bad_ranks:
+    def _change(self, gradients, iteration):
+        try:
+            figures = self.learner.update(gradients, iteration, self.updates_done)
+        except FloatingPointError as error:
             self.store.wait()
-            raise FloatingPointError(f"iteration {iteration + 1}: loss or gradient is not finite on rank "
-                                     f"{', '.join(map(str, gradients.bad_ranks))}; no weight was changed by it")
+            raise FloatingPointError(f"iteration {iteration + 1}: {error}") from error
+        self.updates_done += 1
+        return figures
 
     def save(self):
         """Starts to save a checkpoint of the iterations done."""
@@ -229,30 +181,17 @@ class PolicyTrainer:
             return
         done = self.iterations_done
         state = {"iteration": done, "updates": self.updates_done, "random": {"seed": self.config.seed},
-                 **run_state(self.config, self.identity), **self.state.json_state()}
-        self.store.save(done, self.state.copy_to_host(), state)
+                 **run_state(self.config, self.identity), **self.learner.state.json_state()}
+        self.store.save(done, self.learner.state.copy_to_host(), state)
 
     @property
     def _negative(self):
         return self.texts[self.config.sampling.negative_prompt]
 
-    def _build_step(self):
-        config, adapters = self.config, self.policy.adapters
-        section, clipping = config.optimizer, config.clipping
-        self.learning_rate = make_schedule(config.lr_schedule, config.runner_config.iterations)
-        self.optimizer = make_optimizer(adapters.parameters, betas=section.betas, eps=section.eps,
-                                        weight_decay=section.weight_decay)
-        names = [parameter.name for parameter in self.optimizer.parameters]
-        self.ema = Ema(self.optimizer.parameters, config.ema.decay, config.ema.warm_up)
-        self.clipper = AdaptiveClipper(clipping.decay, clipping.deviations, clipping.start)
-        self.state = TrainState(names, self.optimizer, self.ema, self.clipper, self.policy.sharded, self.mesh)
-        self.step = PolicyStep(self.policy.loss, self.optimizer, self.ema, self.runtime, self.mesh,
-                               self.policy.sharded)
-
     def _resume(self, checkpoint):
-        self.state.restore(checkpoint)
+        self.learner.state.restore(checkpoint)
         self.iterations_done, self.updates_done = checkpoint.step, checkpoint.state["updates"]
-        if self.speaks:
+        if self.reports:
             print(f"resuming after iteration {checkpoint.step} from {checkpoint.path}", flush=True)
 
     def _embed(self, texts):
@@ -278,7 +217,7 @@ class PolicyTrainer:
 
     def _write_adapters(self):
         """The trained adapters and their average in PEFT's format."""
-        values = {"adapter": None, "adapter_ema": self.ema.averages}
+        values = {"adapter": None, "adapter_ema": self.learner.ema.averages}
         paths = []
         for name, chosen in values.items():
             arrays = self.policy.adapters.arrays(chosen)
@@ -308,6 +247,3 @@ class _Clock:
         self.laps[name] = round(now - self._last, 3)
         self._last = now
 
-
-_NO_REWARD = -3e38
-_NAME_BYTES = 4096

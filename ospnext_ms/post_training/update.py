@@ -10,29 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from mindspore import Tensor
 
-from ospnext_ms.training.step import TrainStep
-
 _SHUFFLE_STREAM, _EPOCH_STREAM = 0x5BFF, 0xE90C
-
-
-class PolicyStep(TrainStep):
-    """TrainStep of a PolicyLoss that keeps what the loss returns beside its value: ratio, KL and log-probability."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        inner, self.kept = self._value_and_grad, []
-
-        def value_and_grad(*batch):
-            (loss, *others), values = inner(*batch)
-            self.kept.append(others)
-            return loss, values
-
-        self._value_and_grad = value_and_grad
-
-    def take(self):
-        """(ratios, KLs, log-probabilities) [batches, B] of the calls since the last take."""
-        kept, self.kept = self.kept, []
-        return [np.stack([others[i].asnumpy() for others in kept]) for i in range(3)]
 
 
 @dataclass(frozen=True)

@@ -109,9 +109,12 @@ class Monitor:
 
 
 def read_metrics(folder):
-    """The records of a run: [{"step": ..., ...}]. A last line that a kill cut off is left out."""
-    records = []
-    for line in (Path(folder) / METRICS).read_text(encoding="utf-8").splitlines():
+    """The records of a run: [{"step": ..., ...}], none where there is no file. A last line that a kill cut off is left
+    out."""
+    path, records = Path(folder) / METRICS, []
+    if not path.is_file():
+        return records
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             records.append(json.loads(line))
         except ValueError:

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ospnext_ms.data.latents import LatentDataset
+from ospnext_ms.data.latents import Batch, LatentDataset
 from ospnext_ms.diffusion.flow import dynamic_shift, training_sigmas
 
 # Last keys of the random streams; those of ospnext_ms.data are smaller.
@@ -26,14 +26,14 @@ class RandomSource:
         self.batch_size, self.seed = batch_size, seed
         self.data_rank, self.data_size = data_rank, data_size
 
-    def arrays(self, step):
-        """(latents [B, 16, T, h, w], text [B, L, C]) of this rank in a step, fp32."""
+    def batch(self, step):
+        """The Batch of this rank in a step."""
         latents, texts = [], []
         for i in range(self.data_rank * self.batch_size, (self.data_rank + 1) * self.batch_size):
             rng = np.random.default_rng([self.seed, step, i, _RANDOM_DATA])
             latents.append(rng.standard_normal(self.latent_shape, np.float32))
             texts.append(rng.standard_normal(self.text_shape, np.float32))
-        return np.stack(latents), np.stack(texts)
+        return Batch(latents=np.stack(latents), text=np.stack(texts), epoch=0)
 
     def epoch(self, step):
         """There are none."""
@@ -42,28 +42,6 @@ class RandomSource:
     def fingerprint(self):
         """Nothing is read."""
         return self.note
-
-
-class CacheSource:
-    """The folder of `prepare-data`."""
-
-    note = ""
-
-    def __init__(self, dataset: LatentDataset):
-        self.dataset = dataset
-
-    def arrays(self, step):
-        """(latents [B, 16, T, h, w], text [B, L, C]) of this rank in a step, fp32."""
-        batch = self.dataset.batch(step)
-        return batch.latents, batch.text
-
-    def epoch(self, step):
-        """Epoch of a step."""
-        return self.dataset.epoch(step)
-
-    def fingerprint(self):
-        """A hash of what the cache holds."""
-        return self.dataset.cache.fingerprint()
 
 
 def open_source(config, mesh, encode=None):
@@ -80,7 +58,7 @@ def open_source(config, mesh, encode=None):
     dataset = LatentDataset(section.path, text_len=dit.text_len, text_drop=section.text_drop, encode=encode, **common)
     if dataset.text_dim != dit.text_dim:
         raise ValueError(f"texts in {section.path} have width {dataset.text_dim}, but dit.text_dim is {dit.text_dim}")
-    return CacheSource(dataset)
+    return dataset
 
 
 def samples_per_step(config):
@@ -104,7 +82,7 @@ class StepInputs:
     """The inputs of VelocityLoss for every step of a run.
 
     Args:
-        config: TrainConfig. source: CacheSource or RandomSource. mesh: parallel.mesh.Mesh.
+        config: TrainConfig. source: LatentDataset or RandomSource. mesh: parallel.mesh.Mesh.
     """
 
     def __init__(self, config, source, mesh):
@@ -114,7 +92,8 @@ class StepInputs:
 
     def __call__(self, step):
         """[(x0, noise, sigma, text), ...], one tuple for each accumulated batch of step `step`, counted from 0."""
-        x0, text = self.source.arrays(step)
+        batch = self.source.batch(step)
+        x0, text = batch.latents, batch.text
         noise, sigma = self._draw(step, x0.shape)
         size = self.config.runner_config.batch_size
         return [(x0[i : i + size], noise[i : i + size], sigma[i : i + size], text[i : i + size])

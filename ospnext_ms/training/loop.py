@@ -5,7 +5,6 @@ The pieces are elsewhere and know nothing of each other: inputs, step, clipper, 
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 
 import mindspore as ms
@@ -21,15 +20,11 @@ from ospnext_ms.storage import fingerprint
 from ospnext_ms.storage.files import atomic_path
 from ospnext_ms.storage.open_weights import read_headers
 from ospnext_ms.storage.training_checkpoint import is_group, problems_of
-from ospnext_ms.training.clipping import AdaptiveClipper
-from ospnext_ms.training.ema import Ema
 from ospnext_ms.training.evaluation import FixedSet
 from ospnext_ms.training.inputs import StepInputs, open_source, samples_per_step
+from ospnext_ms.training.learner import Learner
 from ospnext_ms.training.loss import VelocityLoss
-from ospnext_ms.training.optimizer import make_optimizer, make_schedule, set_learning_rate
 from ospnext_ms.training.resume import open_run, run_state
-from ospnext_ms.training.state import TrainState
-from ospnext_ms.training.step import TrainStep
 
 
 class Trainer:
@@ -49,7 +44,7 @@ class Trainer:
         self.config = config
         self.runtime = runtime
         self.mesh = mesh
-        self.speaks = mesh.rank == 0
+        self.reports = mesh.rank == 0
         self.folder = Path(config.output_dir)
         encode = self._clip_encoder()
         self.source = open_source(config, mesh, encode)
@@ -64,8 +59,6 @@ class Trainer:
             self.fixed_set = FixedSet(config.eval_dataset, config.flow, config.model.dit, mesh,
                                       encode if holds_videos else None)
         self.steps_done = resumed.step if resumed else 0
-        # How long the training thread stood still for the last checkpoint.
-        self.save_seconds = 0.0
 
     def run(self):
         """Trains to the last step and returns the paths of what there is to look at, none on silent processes.
@@ -74,16 +67,13 @@ class Trainer:
             FloatingPointError: loss or gradient stopped being finite; nothing was changed in that step.
         """
         config, total = self.config, self.config.runner_config.steps
-        monitor = self._monitor() if self.speaks else None
+        monitor = self._monitor() if self.reports else None
         if self.steps_done == 0:
             self._evaluate(monitor)
         clock = StepClock(total - self.steps_done)
         # The VAE runs on the device, which is the main thread's.
         for inputs in self.inputs.ahead(self.steps_done, total, threaded=config.model.vae is None):
-            # What tools/experiments/save_overhead.py tells the cost of saving from.
-            saving = {"saving": self.store.saving, "save_seconds": self.save_seconds}
-            self.save_seconds = 0.0
-            figures = self._train(inputs) | saving
+            figures = self.train_step(inputs)
             figures |= self._speed(clock.tick(), inputs[0][0].shape)
             self.steps_done += 1
             if monitor:
@@ -102,36 +92,31 @@ class Trainer:
 
     def save(self):
         """Starts to save a checkpoint of the steps done; waits for no more than the copies in host memory."""
-        if self.state.part is None:
+        state = self.learner.state
+        if state.part is None:
             return
-        began, done = time.perf_counter(), self.steps_done
-        state = {
+        done = self.steps_done
+        values = {
             "step": done,
             # Every random number is drawn from (seed, step, sample): this is the state of all generators.
             "random": {"seed": self.config.seed, "next_step": done},
             "data": {"epoch": self.source.epoch(done), "next_step": done},
             **run_state(self.config, self.identity),
-            **self.state.json_state(),
+            **state.json_state(),
         }
-        self.store.save(done, self.state.copy_to_host(), state)
-        self.save_seconds = time.perf_counter() - began
+        self.store.save(done, state.copy_to_host(), values)
 
-    def _train(self, inputs):
-        """One step; the figures of it."""
+    def train_step(self, inputs):
+        """One step, without the time it took; the figures of it."""
         step = self.steps_done
-        gradients = self.step.gradients(inputs)
-        if gradients.bad_ranks:
+        gradients = self.learner.gradients(inputs)
+        try:
+            figures = self.learner.update(gradients, step, step)
+        except FloatingPointError as error:
             # The checkpoint that may be on its way is of an earlier step, so it is sound.
             self.store.wait()
-            raise FloatingPointError(f"step {step + 1}: loss or gradient is not finite on rank "
-                                     f"{', '.join(map(str, gradients.bad_ranks))} (loss {gradients.loss}); no weight "
-                                     "was changed, and the checkpoints are those of earlier steps")
-        factor = self.clipper(gradients.norm)
-        rate = self.learning_rate(step)
-        set_learning_rate(self.optimizer, rate)
-        self.step.update(gradients, factor, step)
-        return {"loss": gradients.loss, "gradient_norm": gradients.norm, "clip_factor": factor,
-                "clip_threshold": self.clipper.threshold, "learning_rate": rate, "epoch": self.source.epoch(step)}
+            raise FloatingPointError(f"step {step + 1}: {error}") from error
+        return {"loss": gradients.loss, "gradient_norm": gradients.norm, **figures, "epoch": self.source.epoch(step)}
 
     def _speed(self, seconds, shape):
         runner, dit = self.config.runner_config, self.config.model.dit
@@ -151,7 +136,7 @@ class Trainer:
         if self.fixed_set is None:
             return
         figures = {"eval_loss": self.fixed_set.mean_loss(self.evaluation_loss)}
-        with self.ema.in_place():
+        with self.learner.ema.in_place():
             figures["eval_loss_ema"] = self.fixed_set.mean_loss(self.evaluation_loss)
         if monitor:
             monitor.record(self.steps_done, figures)
@@ -199,31 +184,18 @@ class Trainer:
                              recompute=config.recompute_config.recompute)
         net, self.sharded = built.net, built.sharded
         parameters = dict(net.parameters_and_names())
-        self._build_step(net, parameters)
+        self.learner = Learner(config, parameters, VelocityLoss(net), config.runner_config.steps, self.runtime,
+                               self.mesh, self.sharded)
+        self.evaluation_loss = self.runtime.compile(VelocityLoss(net))
         if resumed:
-            self.state.restore(resumed)
-        if self.speaks:
+            self.learner.state.restore(resumed)
+        if self.reports:
             origin = f"from {path}" if path is not None else "from random weights"
             print(f"{'resuming after step ' + str(resumed.step) if resumed else 'starting'} {origin}; "
                   f"{sum(int(np.prod(self.sharded.shape(n, p.shape))) for n, p in parameters.items()):,} parameters, "
                   f"{self.mesh.size} processes", flush=True)
             if quantised := describe(config.model.dit):
                 print(quantised, flush=True)
-
-    def _build_step(self, net, parameters):
-        config = self.config
-        section, clipping = config.optimizer, config.clipping
-        self.learning_rate = make_schedule(config.lr_schedule, config.runner_config.steps)
-        self.optimizer = make_optimizer(parameters.values(), betas=section.betas, eps=section.eps,
-                                        weight_decay=section.weight_decay)
-        names = {id(parameter): name for name, parameter in parameters.items()}
-        names = [names[id(parameter)] for parameter in self.optimizer.parameters]
-        self.ema = Ema(self.optimizer.parameters, config.ema.decay, config.ema.warm_up)
-        self.clipper = AdaptiveClipper(clipping.decay, clipping.deviations, clipping.start)
-        self.state = TrainState(names, self.optimizer, self.ema, self.clipper, self.sharded, self.mesh)
-        loss = VelocityLoss(net)
-        self.step = TrainStep(loss, self.optimizer, self.ema, self.runtime, self.mesh, self.sharded)
-        self.evaluation_loss = self.runtime.compile(VelocityLoss(net))
 
 
 def _open_weights(path):

@@ -69,7 +69,8 @@ class Gradients:
 
     loss: mean over all processes' samples. norm: of the whole mean gradient. bad_ranks: those where something was not
     a finite number, to be asked before anything else. values: one tensor a parameter, in the optimiser's order, to be
-    multiplied by `scale`.
+    multiplied by `scale`. auxiliaries: what the loss returned beside its value, one array [batches, ...] for each; of
+    this process alone.
     """
 
     loss: float
@@ -77,13 +78,15 @@ class Gradients:
     bad_ranks: tuple
     values: tuple
     scale: float
+    auxiliaries: tuple = ()
 
 
 class TrainStep:
     """Gradients of a loss and the update from them. Compiles once for each set of input shapes.
 
     Args:
-        loss: Cell from a step's inputs to a scalar. optimizer: optimizer.AdamWInParts. ema: Ema of its parameters.
+        loss: Cell from a step's inputs to a scalar, or to a tuple of it and of tensors without gradient.
+        optimizer: optimizer.AdamWInParts. ema: Ema of its parameters.
         runtime: runtime.Runtime. mesh: parallel.mesh.Mesh. sharded: ShardedWeights of the network.
     """
 
@@ -108,10 +111,12 @@ class TrainStep:
 
         `micro_batches`: tuples of the loss's inputs as NumPy arrays.
         """
-        total, losses = None, []
+        total, losses, others = None, [], []
         for batch in micro_batches:
-            loss, values = self._value_and_grad(*map(Tensor, batch))
+            outputs, values = self._value_and_grad(*map(Tensor, batch))
+            loss, *auxiliaries = outputs if isinstance(outputs, tuple) else (outputs,)
             losses.append(loss)
+            others.append(auxiliaries)
             total = values if total is None else self._accumulate(total, values)
         loss = np.mean([float(loss) for loss in losses])
         squares = self._squared_norms(total).astype(np.float64)
@@ -127,7 +132,8 @@ class TrainStep:
         scale = 1 / len(losses)
         norm = float(np.sqrt(squares.sum()) * scale) if not len(bad_ranks) else float("nan")
         loss = float(loss) if len(verdicts) == 1 else float(verdicts[:, 0].astype(np.float64).mean())
-        return Gradients(loss, norm, tuple(map(int, bad_ranks)), total, scale)
+        others = tuple(np.stack([value.asnumpy() for value in values]) for values in zip(*others, strict=True))
+        return Gradients(loss, norm, tuple(map(int, bad_ranks)), total, scale, others)
 
     def update(self, gradients, factor, step):
         """Changes weights, moments and averages: the gradient multiplied by `factor`; `step` counted from 0."""

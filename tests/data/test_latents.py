@@ -1,7 +1,6 @@
 """Batches from a cache: right contents, one shape a step, the same after a restart and for any number of ranks."""
 
 from collections import Counter
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -28,7 +27,6 @@ def test_a_batch_holds_its_samples(folder):
     dataset = LatentDataset(folder, **SETTINGS)
     assert len(dataset) == 11
     assert dataset.text_dim == 8
-    assert dataset.latent_shapes == [(2, 4, 4), (3, 4, 6), (3, 6, 4)]
     wordings = Counter()
     for step in range(40):
         batch = dataset.batch(step)
@@ -50,7 +48,7 @@ def test_a_batch_holds_its_samples(folder):
 def test_an_epoch_visits_every_sample_once(folder):
     dataset = LatentDataset(folder, **SETTINGS | {"batch_size": 1})
     for epoch in range(3):
-        steps = range(dataset.steps_before(epoch), dataset.steps_before(epoch + 1))
+        steps = range(11 * epoch, 11 * (epoch + 1))
         assert sorted(number(dataset.batch(step).names[0]) for step in steps) == list(range(11))
         assert {dataset.epoch(step) for step in steps} == {epoch} == {dataset.batch(step).epoch for step in steps}
 
@@ -70,8 +68,9 @@ def test_ranks_share_a_step(folder, ranks):
 
 def test_a_restart_goes_on_where_it_stopped(folder):
     settings = SETTINGS | {"text_drop": 0.3}
-    whole = list(islice(LatentDataset(folder, **settings).batches(0), 30))
-    resumed = list(islice(LatentDataset(folder, **settings).batches(17), 13))
+    first, second = LatentDataset(folder, **settings), LatentDataset(folder, **settings)
+    whole = [first.batch(step) for step in range(30)]
+    resumed = [second.batch(step) for step in range(17, 30)]
     for batch, again in zip(whole[17:], resumed, strict=True):
         assert (batch.names, batch.captions, batch.epoch) == (again.names, again.captions, again.epoch)
         np.testing.assert_array_equal(batch.latents, again.latents)

@@ -20,14 +20,14 @@ def section(skiparse=1, ulysses=1, **others):
 def test_groups_of_a_rank():
     """World of 16: data 2 x skiparse 4 x ulysses 2; rank 13 is data 1, s 2, u 1."""
     groups = layout(16, 4, 2, 8, 13)
-    assert groups == {"world": tuple(range(16)), "data": (5, 13), "video": tuple(range(8, 16)),
+    assert groups == {"world": tuple(range(16)), "video": tuple(range(8, 16)),
                       "skiparse": (9, 11, 13, 15), "ulysses": (12, 13), "shard": tuple(range(8, 16)),
                       "replica": (5, 13)}
 
 
 @pytest.mark.parametrize("degrees", [(1, 1), (4, 1), (2, 2), (4, 2), (1, 8)])
 def test_groups_partition_the_world(degrees):
-    for kind in ("data", "video", "skiparse", "ulysses", "shard", "replica"):
+    for kind in ("video", "skiparse", "ulysses", "shard", "replica"):
         members = [layout(16, *degrees, 4, rank)[kind] for rank in range(16)]
         assert all(rank in ranks for rank, ranks in enumerate(members))
         assert sorted(rank for ranks in set(members) for rank in ranks) == list(range(16))

@@ -72,7 +72,7 @@ def one(four, tmp_path_factory):
     shutil.copytree(source, folder / "run")
     config = runs.read_config(folder / "c.yaml", settings(folder / "run", data, MORE))
     trainer = Trainer(config, start(config.context), Mesh.single())
-    restored = trainer.state.copy_to_host()
+    restored = trainer.learner.state.copy_to_host()
     trainer.run()
     return trainer, restored, folder / "run"
 

@@ -5,6 +5,7 @@ Every process writes what it saw to FOLDER/SCENARIO_rank_N.json.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from ospnext_ms.config.train import TrainConfig
 from ospnext_ms.parallel.mesh import start_processes
 from ospnext_ms.runtime import start
 from ospnext_ms.training.loop import Trainer
+from tests.support.shards import whole
 
 
 def save(config, runtime, mesh):
@@ -27,25 +29,25 @@ def resume(config, runtime, mesh):
     trainer = Trainer(config, runtime, mesh)
     stored = trainer.store.newest().groups
     wrong = []
-    for group, parameters in trainer.state.groups.items():
+    for group, parameters in trainer.learner.state.groups.items():
         for name, parameter in parameters.items():
-            if not np.array_equal(trainer.sharded.whole(name, parameter), stored[group][name].numpy()):
+            if not np.array_equal(whole(trainer.sharded, name, parameter), stored[group][name].numpy()):
                 wrong.append(f"{group}/{name}")
     steps_done = trainer.steps_done
     trainer.run()
-    return {"steps_done": steps_done, "compared": sum(map(len, trainer.state.groups.values())), "wrong": wrong}
+    return {"steps_done": steps_done, "compared": sum(map(len, trainer.learner.state.groups.values())), "wrong": wrong}
 
 
 def not_a_number(config, runtime, mesh):
     """The data of rank 1 are damaged in step 2."""
     trainer = Trainer(config, runtime, mesh)
-    good = trainer.source.arrays
+    good = trainer.source.batch
 
-    def arrays(step):
-        latents, text = good(step)
-        return (latents * np.nan if mesh.rank == 1 and step == 1 else latents), text
+    def batch(step):
+        found = good(step)
+        return replace(found, latents=found.latents * np.nan) if mesh.rank == 1 and step == 1 else found
 
-    trainer.source.arrays = arrays
+    trainer.source.batch = batch
     try:
         trainer.run()
     except FloatingPointError as error:

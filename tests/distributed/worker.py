@@ -34,6 +34,7 @@ from ospnext_ms.runtime import start
 from tests.distributed.cases import EXCHANGES, GENERATION, GRIDS, MODEL, UNEVEN, cases
 from tests.support.compare import relative_error
 from tests.support.msrun import TIMEOUT_SECONDS
+from tests.support.shards import whole as assembled
 from tests.support.weights import random_weights
 
 CONFIG = DiTConfig(**MODEL)
@@ -116,7 +117,7 @@ def run(folder, case):
         "forward": float(np.linalg.norm(out - expected_out) / np.linalg.norm(expected_out)),
         "gradients": gradient_errors(sharded, names, gradients, expected),
         "norms": norm_error(sharded, parameters, gradients, expected),
-        "weights_equal": all(np.array_equal(sharded.whole(n, p), whole[n])
+        "weights_equal": all(np.array_equal(assembled(sharded, n, p), whole[n])
                              for n, p in zip(names, parameters, strict=True)),
         "held": sum(p.size for p in parameters) / sum(a.size for a in whole.values()),
         "traffic": traffic,
@@ -127,7 +128,7 @@ def gradient_errors(sharded, names, gradients, expected):
     """{name: largest |actual - expected| / (1e-6 + 1e-4 |expected|)}; at most 1 is right."""
     errors = {}
     for name, gradient in zip(names, gradients, strict=True):
-        wanted, actual = expected[name], sharded.whole(name, gradient)
+        wanted, actual = expected[name], assembled(sharded, name, gradient)
         assert actual.shape == wanted.shape, name
         errors[name] = float((np.abs(actual - wanted) / (1e-6 + 1e-4 * np.abs(wanted))).max())
     return errors

@@ -17,7 +17,7 @@ from ospnext_ms.runtime import start
 def digest(trainer):
     """SHA-256 of adapters, averages and moments."""
     hasher = hashlib.sha256()
-    for group, parameters in trainer.state.groups.items():
+    for group, parameters in trainer.learner.state.groups.items():
         for name, parameter in parameters.items():
             hasher.update(f"{group}/{name}".encode() + parameter.asnumpy().tobytes())
     return hasher.hexdigest()

@@ -4,10 +4,10 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
-from ospnext_ms.training.loss import VelocityLoss
 
 from ospnext_ms.config.train import LearningRateSection
 from ospnext_ms.training.ema import Ema
+from ospnext_ms.training.loss import VelocityLoss
 from ospnext_ms.training.optimizer import is_decayed, make_optimizer, make_schedule, set_learning_rate
 
 

@@ -53,14 +53,14 @@ def tensors_of(path):
 
 def count_graphs(run):
     """A list that gets the number of compiled graphs after each step of a Trainer."""
-    counts, plain = [], run._train
+    counts, plain = [], run.train_step
 
     def train(inputs):
         figures = plain(inputs)
         counts.append(len(ms_compile_cache))
         return figures
 
-    run._train = train
+    run.train_step = train
     return counts
 
 
@@ -164,20 +164,21 @@ def test_checkpoints_are_not_overwritten_unasked(tmp_path, data):
 @pytest.mark.parametrize("bad", ["data", "weight"])
 def test_a_number_that_is_none_stops_before_the_update_and_names_step_and_rank(tmp_path, data, bad, monkeypatch):
     run = trainer(tmp_path, pynative(tmp_path / "run", data, steps=6, every=2))
-    good = run.source.arrays
+    good = run.source.batch
 
-    def arrays(step):
-        latents, text = good(step)
+    def batch(step):
+        found = good(step)
         if step == 3 and bad == "data":
-            latents[1, 2, 0, 3, 3] = np.inf
-        return latents, text
+            found.latents[1, 2, 0, 3, 3] = np.inf
+        return found
 
-    monkeypatch.setattr(run.source, "arrays", arrays)
+    monkeypatch.setattr(run.source, "batch", batch)
+    step = run.learner._step
     if bad == "weight":
-        monkeypatch.setattr(run.step, "_squared_norms", _infinite_at(run.step._squared_norms, call=4))
+        monkeypatch.setattr(step, "_squared_norms", _infinite_at(step._squared_norms, call=4))
     updates = []
-    plain = run.step.update
-    monkeypatch.setattr(run.step, "update", lambda *arguments: (plain(*arguments), updates.append(arguments[2])))
+    plain = step.update
+    monkeypatch.setattr(step, "update", lambda *arguments: (plain(*arguments), updates.append(arguments[2])))
     with pytest.raises(FloatingPointError, match="step 4: loss or gradient is not finite on rank 0"):
         run.run()
     assert updates == [0, 1, 2]
@@ -202,7 +203,7 @@ def test_training_starts_from_a_training_checkpoint_or_its_average(tmp_path, dat
     second = pynative(tmp_path / "second", data)
     run = trainer(tmp_path, second, f"load_checkpoint={source / group}", "run_mode=finetune")
     assert run.steps_done == 0
-    for name, array in run.state.copy_to_host()["parameters"].items():
+    for name, array in run.learner.state.copy_to_host()["parameters"].items():
         np.testing.assert_array_equal(array, open_checkpoint(source).groups[group][name].numpy())
     file = source / group / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
@@ -222,15 +223,15 @@ def test_weights_of_another_model_are_refused(tmp_path, data):
 def test_accumulated_batches_are_worth_one_large_one(tmp_path, data):
     large = trainer(tmp_path, pynative(tmp_path / "large", data), "runner_config.batch_size=4")
     small = trainer(tmp_path, pynative(tmp_path / "small", data), "runner_config.gradient_accumulation_steps=2")
-    expected, found = (run.step.gradients(run.inputs(0)) for run in (large, small))
+    expected, found = (run.learner.gradients(run.inputs(0)) for run in (large, small))
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
     assert found.norm == pytest.approx(expected.norm, rel=1e-5)
     for value, other in zip(expected.values, found.values, strict=True):
         np.testing.assert_allclose(other.asnumpy() * found.scale, value.asnumpy(), rtol=1e-4, atol=1e-6)
     for run, gradients in ((large, expected), (small, found)):
-        run.step.update(gradients, 1.0, 0)
-    for key, array in large.state.copy_to_host()["adam_m"].items():
-        np.testing.assert_allclose(small.state.copy_to_host()["adam_m"][key], array, rtol=1e-4, atol=1e-7)
+        run.learner._step.update(gradients, 1.0, 0)
+    for key, array in large.learner.state.copy_to_host()["adam_m"].items():
+        np.testing.assert_allclose(small.learner.state.copy_to_host()["adam_m"][key], array, rtol=1e-4, atol=1e-7)
 
 
 def test_random_data_says_so_in_every_progress_line(tmp_path, data, capsys):
@@ -247,9 +248,9 @@ def test_figures_evaluation_and_scalars_are_written(tmp_path, data, capsys):
     values["eval_dataset"] = {"path": str(data), "clips": 2, "sigmas": 3, "every": 2}
     values["callbacks"]["tensorboard"] = True
     run = trainer(tmp_path, values)
-    weights = run.state.copy_to_host()
+    weights = run.learner.state.copy_to_host()
     run._evaluate(None)
-    for group, arrays in run.state.copy_to_host().items():
+    for group, arrays in run.learner.state.copy_to_host().items():
         for name, array in arrays.items():
             np.testing.assert_array_equal(array, weights[group][name])
     run.run()
@@ -269,7 +270,7 @@ def test_recomputed_blocks_give_the_same_gradients(tmp_path, data):
     values = runs.settings(tmp_path / "run", data)
     values["model"]["dit"]["num_layers"] = 1
     plain, recomputed = (trainer(tmp_path, values, f"recompute_config.recompute={on}") for on in ("false", "true"))
-    expected, found = (run.step.gradients(run.inputs(0)) for run in (plain, recomputed))
+    expected, found = (run.learner.gradients(run.inputs(0)) for run in (plain, recomputed))
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
     for value, other in zip(expected.values, found.values, strict=True):
         np.testing.assert_allclose(other.asnumpy(), value.asnumpy(), rtol=1e-4, atol=1e-6)

@@ -22,6 +22,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ospnext_ms.reporting.monitor import read_metrics
+
 CONFIGS = Path("yaml_configs/train")
 RECIPES = {
     "fp32": ("tiny.yaml", {}),
@@ -98,12 +100,6 @@ def is_complete(folder, steps):
     """True where a run has its last measurement, or left the finite numbers."""
     records = read_metrics(folder)
     return (folder / "diverged.txt").exists() or any(FIGURE in r and r["step"] == steps for r in records)
-
-
-def read_metrics(folder):
-    """The records of a run's metrics.jsonl, none where there is none."""
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def summary(folder):

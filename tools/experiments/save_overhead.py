@@ -1,43 +1,75 @@
-"""What saving checkpoints cost a training run, from its metrics.jsonl:
+r"""What saving checkpoints costs a training run, measured on one:
 
-    python -m tools.experiments.save_overhead output/train_tiny
+    python -m tools.experiments.save_overhead --config yaml_configs/train/tiny.yaml --set output_dir=output/overhead \
+        --set eval_dataset=null --set runner_config.steps=80 --set callbacks.save_checkpoint_steps=10
 
 Steps that began while a checkpoint was being copied or written are compared with the median of the others. The first
-step of a run compiles and is left out, as is one after an evaluation.
+step of a run compiles and is left out.
 """
 
 import argparse
-from pathlib import Path
+import time
 
 import numpy as np
 
+from ospnext_ms.config.reader import add_config_options, load_config
+from ospnext_ms.config.train import TrainConfig
+from ospnext_ms.parallel.degrees import check_parallel, world_size
 from ospnext_ms.reporting.monitor import read_metrics
+from ospnext_ms.runtime import start_run
+from ospnext_ms.training.loop import Trainer
 
 
-def saves_of(records):
+class WatchedTrainer(Trainer):
+    """A Trainer that remembers, for every step, whether a checkpoint was being written when it began, and how long
+    the training thread had stood still for it: `saves` {step from 1: (saving, seconds)}."""
+
+    def __init__(self, *arguments):
+        self.saves, self._stood_still = {}, 0.0
+        super().__init__(*arguments)
+
+    def train_step(self, inputs):
+        """See Trainer."""
+        self.saves[self.steps_done + 1] = (self.store.saving, self._stood_still)
+        self._stood_still = 0.0
+        return super().train_step(inputs)
+
+    def save(self):
+        """See Trainer."""
+        began = time.perf_counter()
+        super().save()
+        self._stood_still = time.perf_counter() - began
+
+
+def overheads(seconds, saves):
     """[(first step, steps overlapped, seconds the training thread stood still, extra seconds over median steps)] and
-    the median seconds of undisturbed steps."""
-    steps = [record for record in records if "loss" in record][1:]
-    median = float(np.median([record["step_seconds"] for record in steps if not _is_disturbed(record)]))
-    saves = []
-    for record in steps:
-        extra = record["step_seconds"] - median
-        if record["save_seconds"]:
-            saves.append([record["step"], 1, record["save_seconds"], extra])
-        elif record["saving"] and saves:
-            saves[-1][1] += 1
-            saves[-1][3] += extra
-    return saves, median
+    the median seconds of undisturbed steps.
 
-
-def _is_disturbed(record):
-    return record["saving"] or record["save_seconds"] > 0
+    Args:
+        seconds: {step: its seconds}, without the first. saves: of WatchedTrainer.
+    """
+    median = float(np.median([value for step, value in seconds.items() if not any(saves[step])]))
+    found = []
+    for step, value in seconds.items():
+        saving, stood_still = saves[step]
+        if stood_still:
+            found.append([step, 1, stood_still, value - median])
+        elif saving and found:
+            found[-1][1] += 1
+            found[-1][3] += value - median
+    return found, median
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="output_dir of a run")
-    saves, median = saves_of(read_metrics(parser.parse_args().folder))
+    add_config_options(parser, "yaml_configs/train", "runner_config.steps=80")
+    options = parser.parse_args()
+    config = load_config(TrainConfig, options.config, options.overrides)
+    check_parallel(config.parallel_config, config.model.dit, world_size())
+    trainer = WatchedTrainer(config, *start_run(config))
+    trainer.run()
+    steps = [record for record in read_metrics(config.output_dir) if "loss" in record][1:]
+    saves, median = overheads({record["step"]: record["step_seconds"] for record in steps}, trainer.saves)
     print(f"undisturbed steps: median {median:.4f} s")
     for step, count, still, extra in saves:
         print(f"save before step {step}: overlaps {count} steps, stood still {still:.4f} s, "

@@ -49,7 +49,7 @@ def test_trains_as_ospnext_ms_does(config, tmp_path):
     values = settings(tmp_path, config.train_dataset.path, config.load_checkpoint, runs.DIT | QUANTISED)
     own = runs.read_config(tmp_path / "c.yaml", values)
     trainer = Trainer(own, start(own.context), Mesh.single())
-    before = trainer.state.copy_to_host()["parameters"]
+    before = trainer.learner.state.copy_to_host()["parameters"]
     trainer.run()
     stored = open_checkpoint(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}").groups["ema"]
     model = experiment.train(config, "hif8", torch.device("cpu"))
