@@ -36,13 +36,13 @@ class Team:
         return self.mesh.data_rank // self.guidance_group.size
 
     @property
-    def leads(self):
+    def is_leader(self):
         """True for the one process of its lane that writes."""
         return self.mesh.is_leader and self.guidance_group.index == 0
 
     def decodes(self, tiled):
         """True where this process decodes videos: with tiles all that share the leader's part, else the leader."""
-        return self.guidance_group.index == 0 if tiled else self.leads
+        return self.guidance_group.index == 0 if tiled else self.is_leader
 
     def velocities(self):
         """Function that computes both branches of guidance, see `both_velocities`."""

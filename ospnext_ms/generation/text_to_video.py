@@ -86,7 +86,7 @@ class TextToVideo:
             began = time.perf_counter()
             frames = decoder(latent)
             timings = {**self._timings, "decoding": time.perf_counter() - began}
-            if self.team.leads:
+            if self.team.is_leader:
                 yield Video(index, frames, timings)
 
     def latents(self):
@@ -96,11 +96,12 @@ class TextToVideo:
         embeddings = self._embed()
         net = self._load("dit", lambda: build_dit(self.config.model.dit, self.runtime, self.team.mesh,
                                                   adapter=self.config.adapter))
-        if (quantised := describe(self.config.model.dit)) and self.team.leads:
+        if (quantised := describe(self.config.model.dit)) and self.team.is_leader:
             print(quantised, flush=True)
         velocity = self.runtime.compile(net)
         total = len(self.batches) * self.config.sampling.steps
-        with tqdm(total=total, unit="step", desc="denoising", dynamic_ncols=True, disable=not self.team.leads) as bar:
+        silent = not self.team.is_leader
+        with tqdm(total=total, unit="step", desc="denoising", dynamic_ncols=True, disable=silent) as bar:
             for batch in self.batches:
                 began = time.perf_counter()
                 latents = self._denoise(velocity, batch, embeddings, bar)

@@ -63,8 +63,13 @@ class Mesh:
 
     @property
     def is_leader(self):
-        """True on the one rank of those that share a video that speaks and writes for them."""
+        """True on the one rank of those that share a video that writes for them."""
         return self.video_group.index == 0
+
+    @property
+    def reports(self):
+        """True on the one rank of the run that prints, and writes what the run has one of."""
+        return self.rank == 0
 
 
 def start_processes(section):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ospnext_ms.planning import shapes
 from ospnext_ms.skiparse import SkiparsePlan
-from ospnext_ms.training.chunks import PART_SIZE
+from ospnext_ms.training.chunks import CHUNK_SIZE
 
 # FlashAttentionScore keeps the maximum and the sum of the softmax, 8 fp32 values each.
 _FLASH_STATISTICS = 64
@@ -47,7 +47,7 @@ def estimate(workload, recompute=None):
                 **_weight_copies(workload, parameters, recompute)}
     largest = max(shapes.shard_count({name: shape}, workload.parallel.parameter_shard)
                   for name, shape in parameters.items())
-    update = {"gradients": 4 * trained, "scaled gradients of a part": 4 * min(trained, PART_SIZE * largest)}
+    update = {"gradients": 4 * trained, "scaled gradients of a part": 4 * min(trained, CHUNK_SIZE * largest)}
     return Memory(lasting, {"backward": backward, "update": update})
 
 

@@ -20,7 +20,7 @@ from ospnext_ms.generation.encoders import TextEncoder
 from ospnext_ms.generation.prompts import read_prompts
 from ospnext_ms.post_training.advantages import group_advantages
 from ospnext_ms.post_training.evaluation import Evaluation
-from ospnext_ms.post_training.figures import PolicyMonitor, update_figures
+from ospnext_ms.post_training.figures import update_figures
 from ospnext_ms.post_training.judging import Judge
 from ospnext_ms.post_training.policy_network import Policy
 from ospnext_ms.post_training.prompts import check_shares, prompts_of_iteration, share
@@ -35,6 +35,7 @@ from ospnext_ms.post_training.update import (
     plan_micro_batches,
     score,
 )
+from ospnext_ms.reporting.policy_monitor import PolicyMonitor
 from ospnext_ms.runtime import release_memory
 from ospnext_ms.storage import fingerprint
 from ospnext_ms.storage.files import atomic_path
@@ -56,7 +57,6 @@ class PolicyTrainer:
 
     def __init__(self, config, runtime, mesh):
         self.config, self.runtime, self.mesh = config, runtime, mesh
-        self.reports = mesh.rank == 0
         self.folder = Path(config.output_dir)
         self.prompts = read_prompts(config.prompt_file)
         held_out = read_prompts(config.evaluation.prompt_file)
@@ -82,7 +82,7 @@ class PolicyTrainer:
     def run(self):
         """Runs the iterations that are left; returns the paths of what there is to look at."""
         config, total = self.config, self.config.runner_config.iterations
-        monitor = PolicyMonitor(self.folder, config, self.iterations_done) if self.reports else None
+        monitor = PolicyMonitor(self.folder, config, self.iterations_done) if self.mesh.reports else None
         try:
             if self.iterations_done == 0:
                 self.evaluation(0, self.learner.ema, monitor)
@@ -97,7 +97,7 @@ class PolicyTrainer:
                 if done == total or (config.evaluation.every and done % config.evaluation.every == 0):
                     self.evaluation(done, self.learner.ema, monitor)
             self.store.wait()
-            paths = self._write_adapters() if self.reports else []
+            paths = self._write_adapters() if self.mesh.reports else []
             return paths + (monitor.close() if monitor else [])
         finally:
             self.reward.close()
@@ -191,7 +191,7 @@ class PolicyTrainer:
     def _resume(self, checkpoint):
         self.learner.state.restore(checkpoint)
         self.iterations_done, self.updates_done = checkpoint.step, checkpoint.state["updates"]
-        if self.reports:
+        if self.mesh.reports:
             print(f"resuming after iteration {checkpoint.step} from {checkpoint.path}", flush=True)
 
     def _embed(self, texts):

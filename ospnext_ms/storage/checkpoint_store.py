@@ -43,19 +43,19 @@ class CheckpointStore:
     Args:
         folder: where they lie, one folder each.
         keep_last: how many of the newest to keep; None keeps all.
-        part, num_parts: which of the writing processes this is. All of them write to one file system; number 0 writes
-            the manifest when the files of all others are there. A process that writes nothing needs no store to save.
+        writer, num_writers: which of the writing processes this is. All of them write to one file system; number 0
+            writes the manifest when the files of all others are there. A process that writes nothing needs no store to save.
         max_shard_bytes: limit of one file.
     """
 
-    def __init__(self, folder, keep_last=None, part=0, num_parts=1, max_shard_bytes=MAX_SHARD_BYTES):
+    def __init__(self, folder, keep_last=None, writer=0, num_writers=1, max_shard_bytes=MAX_SHARD_BYTES):
         if keep_last is not None and keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}; it must be at least 1, or null to keep all")
-        if not 0 <= part < num_parts:
-            raise ValueError(f"part is {part} of {num_parts}; valid: 0 to {num_parts - 1}")
+        if not 0 <= writer < num_writers:
+            raise ValueError(f"writer is {writer} of {num_writers}; valid: 0 to {num_writers - 1}")
         self.folder = Path(folder)
         self.keep_last = keep_last
-        self.part, self.num_parts = part, num_parts
+        self.writer, self.num_writers = writer, num_writers
         self.max_shard_bytes = max_shard_bytes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_give_way)
         self._running = None
@@ -63,7 +63,7 @@ class CheckpointStore:
     def remove_leftovers(self):
         """Deletes what killed runs left half-written and returns its names.
 
-        To be called by part 0 before any process saves, and never while another run writes to the folder.
+        To be called by writer 0 before any process saves, and never while another run writes to the folder.
         """
         leftovers = sorted(entry for entry in self.folder.glob(".step_*") if entry.is_dir())
         for entry in leftovers:
@@ -75,7 +75,7 @@ class CheckpointStore:
 
         Args:
             groups: {group: {name: array or Piece}}. The arrays belong to the store now: nobody may change them.
-            state: JSON values; only part 0's are written.
+            state: JSON values; only writer 0's are written.
 
         Raises:
             OSError, ValueError, TimeoutError: the previous checkpoint could not be written.
@@ -103,14 +103,14 @@ class CheckpointStore:
         found = [entry for entry in self.folder.iterdir() if entry.is_dir() and step_of(entry) is not None]
         return sorted(found, key=step_of)
 
-    def newest(self, report: Callable[[str], object] = print, part=0, num_parts=1,
+    def newest(self, report: Callable[[str], object] = print, reader=0, num_readers=1,
                agree: Callable[[bool], bool] = lambda intact: intact) -> Checkpoint | None:
         """Opens the newest intact checkpoint, None where there is no checkpoint at all.
 
         A damaged or unfinished one is reported, with the files that are wrong, and the one before it is tried.
 
         Args:
-            part, num_parts: which share of the files this process reads to compare their SHA-256.
+            reader, num_readers: which share of the files this process reads to compare their SHA-256.
             agree: makes one verdict out of all processes' (True where every one says True).
 
         Raises:
@@ -118,7 +118,7 @@ class CheckpointStore:
         """
         paths = self.paths()
         for path in reversed(paths):
-            problems = problems_of(path, part, num_parts)
+            problems = problems_of(path, reader, num_readers)
             if agree(not problems):
                 return open_checkpoint(path)
             lines = "; ".join(problems) or "another process found it damaged"
@@ -131,7 +131,7 @@ class CheckpointStore:
     def _mine(self, tensors):
         """Pieces to write; an empty piece of a tensor that others hold is left out."""
         return {name: piece for name, piece in as_pieces(tensors).items()
-                if piece.values.size or self.num_parts == 1}
+                if piece.values.size or self.num_writers == 1}
 
     def _write(self, step, groups, state):
         final = self.folder / step_folder(step)
@@ -143,13 +143,13 @@ class CheckpointStore:
             files += group_files
             tensors[group] = {name: {"dtype": ArrayTensor(piece.values).dtype, "shape": list(piece.shape),
                                      "pieces": [[written[name], piece.start]]} for name, piece in pieces.items()}
-        if self.part == 0:
+        if self.writer == 0:
             with atomic_path(temporary / STATE) as path:
                 path.write_text(state, encoding="utf-8")
             files.append(STATE)
         mine = {"files": describe_files(temporary, files), "tensors": tensors}
-        if self.part:
-            with atomic_path(temporary / f"part-{self.part:05d}.json") as path:
+        if self.writer:
+            with atomic_path(temporary / f"part-{self.writer:05d}.json") as path:
                 path.write_text(json.dumps(mine))
             return
         self._finish(step, mine, temporary, final)
@@ -158,7 +158,7 @@ class CheckpointStore:
         """Writes this process's pieces of a group; returns ({name: file}, all files)."""
         sources = {name: ArrayTensor(piece.values) for name, piece in pieces.items()}
         shards = plan_shards(sources, self.max_shard_bytes) if sources else []
-        stem = "model" if self.num_parts == 1 else f"part-{self.part:05d}"
+        stem = "model" if self.num_writers == 1 else f"part-{self.writer:05d}"
         written = {}
         for i, names in enumerate(shards):
             number = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
@@ -166,7 +166,7 @@ class CheckpointStore:
             write_file(folder / group / file, {name: sources[name] for name in names}, {"format": "np"})
             written |= dict.fromkeys(names, file)
         files = sorted(set(written.values()))
-        if len(shards) > 1 and self.num_parts == 1:
+        if len(shards) > 1 and self.num_writers == 1:
             index = f"model.safetensors{INDEX_SUFFIX}"
             with atomic_path(folder / group / index) as path:
                 path.write_text(json.dumps({"weight_map": written}))
@@ -176,8 +176,8 @@ class CheckpointStore:
     def _finish(self, step, mine, temporary, final):
         """Joins the parts of all processes in a manifest, gives the folder its name and deletes old checkpoints."""
         files, tensors = mine["files"], mine["tensors"]
-        for part in range(1, self.num_parts):
-            theirs = _await_part(temporary / f"part-{part:05d}.json")
+        for writer in range(1, self.num_writers):
+            theirs = _await_part(temporary / f"part-{writer:05d}.json")
             files |= theirs["files"]
             for group, entries in theirs["tensors"].items():
                 for name, entry in entries.items():

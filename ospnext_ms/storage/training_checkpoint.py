@@ -144,10 +144,10 @@ def read_manifest(path):
     return content
 
 
-def problems_of(path, part=0, num_parts=1):
+def problems_of(path, reader=0, num_readers=1):
     """What is wrong with a checkpoint, one line a file; none where it is intact.
 
-    Every file's size is compared, and the SHA-256 of every `num_parts`-th file from number `part`, so that several
+    Every file's size is compared, and the SHA-256 of every `num_readers`-th file from number `reader`, so that several
     processes can share the reading.
     """
     path = Path(path)
@@ -162,7 +162,7 @@ def problems_of(path, part=0, num_parts=1):
             problems.append(f"{file} is missing")
         elif file.stat().st_size != expected["size"]:
             problems.append(f"{file} has {file.stat().st_size} bytes instead of {expected['size']}")
-        elif i % num_parts == part and describe_files(path, [name])[name]["sha256"] != expected["sha256"]:
+        elif i % num_readers == reader and describe_files(path, [name])[name]["sha256"] != expected["sha256"]:
             problems.append(f"{file} is damaged: its SHA-256 is not the one written")
     return problems
 

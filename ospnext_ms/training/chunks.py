@@ -1,13 +1,13 @@
-"""Compiled work on many tensors goes part by part.
+"""Compiled work on many tensors goes chunk by chunk.
 
 MindSpore unrolls a Python loop in a graph into calls inside calls, of which it allows 1,000; a HyperMap has no such
 bound, but the time to compile an update grows faster than its number of parameters.
 """
 
-PART_SIZE = 32
+CHUNK_SIZE = 32
 
 
-def in_parts(values):
-    """A sequence as a list of tuples of at most PART_SIZE of its members, in their order."""
+def in_chunks(values):
+    """A sequence as a list of tuples of at most CHUNK_SIZE of its members, in their order."""
     values = tuple(values)
-    return [values[i : i + PART_SIZE] for i in range(0, len(values), PART_SIZE)]
+    return [values[i : i + CHUNK_SIZE] for i in range(0, len(values), CHUNK_SIZE)]

@@ -5,10 +5,10 @@ import contextlib
 from mindspore import Parameter, ParameterTuple, nn, ops
 
 from ospnext_ms.kernels.assign import assign_values
-from ospnext_ms.training.chunks import in_parts
+from ospnext_ms.training.chunks import in_chunks
 
 
-class AveragePart(nn.Cell):
+class AverageChunk(nn.Cell):
     """Moves some averages, in place, by a share of their distance to the weights; returns the share."""
 
     def __init__(self, parameters, averages):
@@ -41,7 +41,7 @@ class Ema:
         self.parameters = tuple(parameters)
         self.averages = tuple(Parameter(parameter.value().copy(), name=f"ema.{parameter.name}", requires_grad=False)
                               for parameter in self.parameters)
-        self.parts = [AveragePart(*part) for part in zip(in_parts(self.parameters), in_parts(self.averages),
+        self.chunks = [AverageChunk(*part) for part in zip(in_chunks(self.parameters), in_chunks(self.averages),
                                                          strict=True)]
         self.decay = decay
         self.warm_up = warm_up
@@ -52,7 +52,7 @@ class Ema:
 
     def __call__(self, share):
         """Takes the weights into the average; `share` as for the parts."""
-        for part in self.parts:
+        for part in self.chunks:
             part(share)
 
     @contextlib.contextmanager

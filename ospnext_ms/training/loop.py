@@ -15,12 +15,13 @@ from ospnext_ms.config.train import MAY_CHANGE
 from ospnext_ms.data.cache import Cache
 from ospnext_ms.models.flops import forward_flops
 from ospnext_ms.quant.recipe import describe
-from ospnext_ms.reporting.monitor import Monitor, StepClock, model_flops_utilisation
+from ospnext_ms.reporting.monitor import Monitor
+from ospnext_ms.reporting.progress import StepClock, model_flops_utilisation
 from ospnext_ms.storage import fingerprint
 from ospnext_ms.storage.files import atomic_path
 from ospnext_ms.storage.open_weights import read_headers
 from ospnext_ms.storage.training_checkpoint import is_group, problems_of
-from ospnext_ms.training.evaluation import FixedSet
+from ospnext_ms.training.fixed_set import FixedSet
 from ospnext_ms.training.inputs import StepInputs, open_source, samples_per_step
 from ospnext_ms.training.learner import Learner
 from ospnext_ms.training.loss import VelocityLoss
@@ -44,7 +45,6 @@ class Trainer:
         self.config = config
         self.runtime = runtime
         self.mesh = mesh
-        self.reports = mesh.rank == 0
         self.folder = Path(config.output_dir)
         encode = self._clip_encoder()
         self.source = open_source(config, mesh, encode)
@@ -67,7 +67,7 @@ class Trainer:
             FloatingPointError: loss or gradient stopped being finite; nothing was changed in that step.
         """
         config, total = self.config, self.config.runner_config.steps
-        monitor = self._monitor() if self.reports else None
+        monitor = self._monitor() if self.mesh.reports else None
         if self.steps_done == 0:
             self._evaluate(monitor)
         clock = StepClock(total - self.steps_done)
@@ -93,7 +93,7 @@ class Trainer:
     def save(self):
         """Starts to save a checkpoint of the steps done; waits for no more than the copies in host memory."""
         state = self.learner.state
-        if state.part is None:
+        if not state.writes:
             return
         done = self.steps_done
         values = {
@@ -189,7 +189,7 @@ class Trainer:
         self.evaluation_loss = self.runtime.compile(VelocityLoss(net))
         if resumed:
             self.learner.state.restore(resumed)
-        if self.reports:
+        if self.mesh.reports:
             origin = f"from {path}" if path is not None else "from random weights"
             print(f"{'resuming after step ' + str(resumed.step) if resumed else 'starting'} {origin}; "
                   f"{sum(int(np.prod(self.sharded.shape(n, p.shape))) for n, p in parameters.items()):,} parameters, "

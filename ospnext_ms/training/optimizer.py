@@ -1,16 +1,23 @@
 """AdamW and learning-rate schedules of mindformers, set up for a list of parameters."""
 
+import importlib
 import itertools
 import math
+import os
 
 import mindspore as ms
 import numpy as np
 from mindspore import ParameterTuple, Tensor, ops
 
-from ospnext_ms.training.chunks import in_parts
-from ospnext_ms.training.mindformers import load_mindformers
+from ospnext_ms.training.chunks import in_chunks
 
 UNDECAYED = ("norm", "bias", "modulation")
+
+
+def load_mindformers(log_folder="output/mindformers"):
+    """The package mindformers, whose import takes seconds. `log_folder` is where its first import puts its logs."""
+    os.environ.setdefault("LOCAL_DEFAULT_PATH", str(log_folder))
+    return importlib.import_module("mindformers")
 
 
 def is_decayed(name):
@@ -19,48 +26,48 @@ def is_decayed(name):
 
 
 def make_optimizer(parameters, *, betas, eps, weight_decay):
-    """AdamWInParts of the parameters; its learning rate is set by `set_learning_rate`.
+    """ChunkedAdamW of the parameters; its learning rate is set by `set_learning_rate`.
 
     Use the optimiser's own `parameters` for the order of gradients: they are grouped by decay.
     """
     load_mindformers()
     from mindformers.core.optim.adamw import AdamW
 
-    def make_part(members):
+    def make_chunk(members):
         groups = [{"params": list(group), "weight_decay": weight_decay if decayed else 0.0}
                   for decayed, group in itertools.groupby(members, lambda parameter: is_decayed(parameter.name))]
         # 1e-3 stands in until the first step sets it.
         return AdamW(groups, learning_rate=1e-3, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
 
     ordered = sorted(parameters, key=lambda parameter: not is_decayed(parameter.name))
-    return AdamWInParts([make_part(members) for members in in_parts(ordered)])
+    return ChunkedAdamW([make_chunk(members) for members in in_chunks(ordered)])
 
 
-class AdamWInParts:
+class ChunkedAdamW:
     """mindformers' AdamW (unfused: the fused one needs Ascend), one for some of the parameters each, see chunks.py.
 
     Attributes: parts; parameters, exp_avg and exp_avg_sq of all parts, in the order of gradients.
     """
 
     def __init__(self, parts):
-        self.parts = list(parts)
+        self.chunks = list(parts)
         self.parameters, self.exp_avg, self.exp_avg_sq = (
-            ParameterTuple([parameter for part in self.parts for parameter in getattr(part, name)])
+            ParameterTuple([parameter for part in self.chunks for parameter in getattr(part, name)])
             for name in ("parameters", "exp_avg", "exp_avg_sq"))
 
     def __call__(self, gradients):
         """Updates the parameters, in PyNative mode; the parts can be compiled."""
-        for part, values in zip(self.parts, in_parts(gradients), strict=True):
+        for part, values in zip(self.chunks, in_chunks(gradients), strict=True):
             part(values)
 
     @property
     def steps(self):
         """Number of updates made."""
-        return int(self.parts[0].global_step.asnumpy().reshape(-1)[0])
+        return int(self.chunks[0].global_step.asnumpy().reshape(-1)[0])
 
     def restore_steps(self, steps):
         """Goes on as if so many updates had been made; before anything has been compiled (see set_learning_rate)."""
-        for part in self.parts:
+        for part in self.chunks:
             part.global_step.set_data(Tensor(np.full(part.global_step.shape, steps, np.int32)))
 
 
@@ -70,7 +77,7 @@ def set_learning_rate(optimizer, value):
     By ops.assign: graphs that have run go on with the old value after Parameter.set_data.
     """
     rate = Tensor(value, ms.float32)
-    for part in optimizer.parts:
+    for part in optimizer.chunks:
         ops.assign(part.learning_rate, rate)
 
 

@@ -19,12 +19,12 @@ from ospnext_ms.storage.checkpoint_store import CheckpointStore
 CHECKPOINTS = "checkpoints"
 
 
-def open_run(config, identity, may_change, mesh, part=0, num_parts=1):
+def open_run(config, identity, may_change, mesh, writer=0, num_writers=1):
     """(CheckpointStore, newest intact Checkpoint or None) of a run; all processes call it.
 
     Args:
         config: TrainConfig or PostTrainConfig. identity: {name: JSON value}. may_change: see check_same_run.
-        part, num_parts: of CheckpointStore.
+        writer, num_writers: of CheckpointStore.
 
     Raises:
         ValueError: there are checkpoints, but not to be resumed, or none is intact; see check_same_run.
@@ -35,8 +35,8 @@ def open_run(config, identity, may_change, mesh, part=0, num_parts=1):
         """True where every process says so; also a meeting point."""
         return bool(gather(Tensor(np.array([verdict], np.float32)), "agreement").asnumpy().all())
 
-    store = CheckpointStore(Path(config.output_dir) / CHECKPOINTS, config.callbacks.keep_checkpoint_max, part,
-                            num_parts)
+    store = CheckpointStore(Path(config.output_dir) / CHECKPOINTS, config.callbacks.keep_checkpoint_max, writer,
+                            num_writers)
     if store.paths() and not config.resume_training:
         raise ValueError(f"{store.folder} has checkpoints, but resume_training is false; give another output_dir, "
                          "or remove them")
@@ -44,7 +44,7 @@ def open_run(config, identity, may_change, mesh, part=0, num_parts=1):
         for name in store.remove_leftovers():
             print(f"checkpoint {store.folder / name} was never finished; it is not used and has been removed")
     all_agree(True)
-    newest = store.newest(part=mesh.rank, num_parts=mesh.size, agree=all_agree)
+    newest = store.newest(reader=mesh.rank, num_readers=mesh.size, agree=all_agree)
     if newest is not None:
         check_same_run(newest, config, identity, may_change)
     return store, newest

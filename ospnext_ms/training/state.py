@@ -10,7 +10,7 @@ class TrainState:
     """Weights, their average and the optimiser's moments under the network's own names, and the clipper.
 
     Args:
-        names: of `optimizer.parameters`, in their order. optimizer: optimizer.AdamWInParts. ema: Ema over the
+        names: of `optimizer.parameters`, in their order. optimizer: optimizer.ChunkedAdamW. ema: Ema over the
             same parameters. clipper: AdaptiveClipper. sharded: ShardedWeights. mesh: parallel.mesh.Mesh.
     """
 
@@ -25,11 +25,9 @@ class TrainState:
         self.groups = {group: dict(zip(self.names, values, strict=True)) for group, values in lists.items()}
 
     @property
-    def part(self):
-        """(this process's part, number of parts) of a checkpoint, None where it has nothing to write."""
-        if self.mesh.replica_group.index:
-            return None
-        return self.mesh.shard_group.index, self.mesh.shard_group.size
+    def writes(self):
+        """True where this process has a part of a checkpoint to write."""
+        return self.mesh.replica_group.index == 0
 
     def copy_to_host(self):
         """{group: {name: array or Piece}} of what this process has to write, copied, so that training can go on."""

@@ -13,7 +13,7 @@ from mindspore import Tensor, nn, ops
 
 from ospnext_ms.kernels.collectives import AllGather
 from ospnext_ms.parallel.gradients import GradientReducer
-from ospnext_ms.training.chunks import in_parts
+from ospnext_ms.training.chunks import in_chunks
 
 
 class _Accumulate(nn.Cell):
@@ -86,7 +86,7 @@ class TrainStep:
 
     Args:
         loss: Cell from a step's inputs to a scalar, or to a tuple of it and of tensors without gradient.
-        optimizer: optimizer.AdamWInParts. ema: Ema of its parameters.
+        optimizer: optimizer.ChunkedAdamW. ema: Ema of its parameters.
         runtime: runtime.Runtime. mesh: parallel.mesh.Mesh. sharded: ShardedWeights of the network.
     """
 
@@ -98,9 +98,10 @@ class TrainStep:
         # Built outside the compiled function: inside, it would be built, and the whole compiled, anew at every step.
         value_and_grad = ms.value_and_grad(loss, None, optimizer.parameters)
         self._value_and_grad = ms.jit(value_and_grad) if runtime.compiled else value_and_grad
-        self._accumulate_part = runtime.compile(_Accumulate())
-        self._squared_norms_of_part = runtime.compile(_SquaredNorms())
-        self._update_parts = [runtime.compile(_Update(*part)) for part in zip(optimizer.parts, ema.parts, strict=True)]
+        self._accumulate_chunk = runtime.compile(_Accumulate())
+        self._squared_norms_of_chunk = runtime.compile(_SquaredNorms())
+        pairs = zip(optimizer.chunks, ema.chunks, strict=True)
+        self._update_chunks = [runtime.compile(_Update(*pair)) for pair in pairs]
         self._gather = AllGather(mesh.world_group)
         self._reduce = None
         if mesh.size > 1:
@@ -140,22 +141,22 @@ class TrainStep:
         scale = Tensor(factor * gradients.scale, ms.float32)
         share = Tensor(self.ema.share(step), ms.float32)
         done = [update(values, scale, share)
-                for update, values in zip(self._update_parts, _mutable_parts(gradients.values), strict=True)]
+                for update, values in zip(self._update_chunks, _mutable_chunks(gradients.values), strict=True)]
         # The device works behind the host's back: without waiting, its time would be counted as that of what comes
         # next, the copying of a checkpoint for example.
         for part in done:
             part.asnumpy()
 
     def _accumulate(self, sums, gradients):
-        parts = zip(_mutable_parts(sums), _mutable_parts(gradients), strict=True)
-        return tuple(itertools.chain.from_iterable(self._accumulate_part(*part) for part in parts))
+        parts = zip(_mutable_chunks(sums), _mutable_chunks(gradients), strict=True)
+        return tuple(itertools.chain.from_iterable(self._accumulate_chunk(*part) for part in parts))
 
     def _squared_norms(self, tensors):
         """Sum of squares of each tensor: NumPy fp32 [number of tensors]."""
-        done = [self._squared_norms_of_part(part) for part in _mutable_parts(tensors)]
+        done = [self._squared_norms_of_chunk(part) for part in _mutable_chunks(tensors)]
         return np.concatenate([part.asnumpy() for part in done])
 
 
-def _mutable_parts(tensors):
+def _mutable_chunks(tensors):
     # Tensors in a plain tuple would be compiled in as constants: a new graph every step.
-    return map(ms.mutable, in_parts(tensors))
+    return map(ms.mutable, in_chunks(tensors))

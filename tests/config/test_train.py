@@ -86,14 +86,3 @@ def test_section_names_are_those_of_mindformers():
     content = yaml.safe_load((CONFIGS / "train" / "tiny.yaml").read_text())
     assert {"run_mode", "context", "parallel_config", "model", "runner_config", "optimizer", "lr_schedule",
             "train_dataset", "recompute_config", "callbacks", "load_checkpoint", "output_dir"} <= content.keys()
-
-
-def test_model_and_training_are_registered_with_mindformers():
-    from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
-
-    import ospnext_ms.training.register  # noqa: F401
-    from ospnext_ms.training.loop import Trainer
-
-    assert MindFormerRegister.get_cls(MindFormerModuleType.MODELS, "OSPNextDiT") is OSPNextDiT
-    assert MindFormerRegister.get_cls(MindFormerModuleType.TRAINER, "OSPNextTrainer") is Trainer
-    assert MindFormerRegister.get_cls(MindFormerModuleType.CONFIG, "OSPNextTrainConfig") is TrainConfig

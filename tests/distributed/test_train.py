@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ospnext_ms.parallel.mesh import Mesh
-from ospnext_ms.reporting.monitor import read_metrics
+from ospnext_ms.reporting.metrics import read_metrics
 from ospnext_ms.runtime import start
 from ospnext_ms.storage.training_checkpoint import open_checkpoint
 from ospnext_ms.training.loop import Trainer

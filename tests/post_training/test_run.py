@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ospnext_ms.reporting.monitor import read_metrics
+from ospnext_ms.reporting.metrics import read_metrics
 from ospnext_ms.storage.peft_format import read_adapter
 from tests.support import post_train_runs as runs
 from tests.support.configs import write_config

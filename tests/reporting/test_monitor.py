@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 
 from ospnext_ms.reporting.loss_curve import plot_loss, running_mean
-from ospnext_ms.reporting.monitor import (
-    METRICS,
-    Monitor,
-    format_seconds,
-    model_flops_utilisation,
-    progress_line,
-    read_metrics,
-)
+from ospnext_ms.reporting.metrics import METRICS, read_metrics
+from ospnext_ms.reporting.monitor import Monitor
+from ospnext_ms.reporting.progress import format_seconds, model_flops_utilisation, progress_line
 
 FIGURES = {"loss": 0.1 + 0.2, "gradient_norm": 1.5, "learning_rate": 1e-4, "step_seconds": 2.0,
            "samples_per_second": 4.0}

@@ -122,7 +122,7 @@ def parts_of(array, num_parts):
 
 @pytest.mark.parametrize("num_parts", [2, 4])
 def test_parts_of_several_processes_become_one_checkpoint(tmp_path, num_parts):
-    stores = [CheckpointStore(tmp_path, part=part, num_parts=num_parts) for part in range(num_parts)]
+    stores = [CheckpointStore(tmp_path, writer=part, num_writers=num_parts) for part in range(num_parts)]
     pieces = {name: parts_of(array, num_parts) for name, array in tensors(3).items()}
     for part, store in reversed(list(enumerate(stores))):
         store.save(3, {"parameters": {name: cut[part] for name, cut in pieces.items()}}, {"step": 3})
@@ -138,7 +138,7 @@ def test_parts_of_several_processes_become_one_checkpoint(tmp_path, num_parts):
 
 def test_a_part_that_never_comes_is_an_error_and_no_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("ospnext_ms.storage.checkpoint_store.PART_TIMEOUT_SECONDS", 0.1)
-    store = CheckpointStore(tmp_path, part=0, num_parts=2)
+    store = CheckpointStore(tmp_path, writer=0, num_writers=2)
     store.save(1, {"parameters": tensors(1)}, {})
     with pytest.raises(TimeoutError, match="part-00001"):
         store.wait()
@@ -169,8 +169,8 @@ def test_a_failed_save_is_reported_and_leaves_the_others(tmp_path, monkeypatch):
 def test_bad_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match="keep_last is 0"):
         CheckpointStore(tmp_path, keep_last=0)
-    with pytest.raises(ValueError, match="part is 2 of 2"):
-        CheckpointStore(tmp_path, part=2, num_parts=2)
+    with pytest.raises(ValueError, match="writer is 2 of 2"):
+        CheckpointStore(tmp_path, writer=2, num_writers=2)
 
 
 SAVER = textwrap.dedent("""
@@ -224,7 +224,7 @@ def test_the_manifest_has_one_form(tmp_path):
 
 @pytest.mark.parametrize("num_parts", [1, 2])
 def test_the_converter_exports_a_group_as_it_lies(tmp_path, num_parts):
-    stores = [CheckpointStore(tmp_path, part=part, num_parts=num_parts) for part in range(num_parts)]
+    stores = [CheckpointStore(tmp_path, writer=part, num_writers=num_parts) for part in range(num_parts)]
     for part, store in enumerate(stores):
         cut = {name: parts_of(array, 2)[part] if num_parts > 1 else array for name, array in tensors(5).items()}
         store.save(5, {"ema": cut}, {})

@@ -9,7 +9,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from ospnext_ms.parallel.mesh import Mesh
 from ospnext_ms.parallel.sharding import ShardedWeights
 from ospnext_ms.runtime import Runtime
-from ospnext_ms.training.chunks import in_parts
+from ospnext_ms.training.chunks import in_chunks
 from ospnext_ms.training.ema import Ema
 from ospnext_ms.training.optimizer import make_optimizer, set_learning_rate
 from ospnext_ms.training.step import Gradients, TrainStep
@@ -27,7 +27,7 @@ class Weight(nn.Cell):
 def test_learning_rate_of_every_step_is_the_one_set():
     net = Weight()
     optimizer = make_optimizer(net.trainable_params(), betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)
-    update = ms.jit(optimizer.parts[0])
+    update = ms.jit(optimizer.chunks[0])
     for rate in (0.1, 0.0, 0.3):
         before = net.weight.asnumpy().copy()
         set_learning_rate(optimizer, rate)
@@ -59,11 +59,11 @@ class Descent(nn.Cell):
 
 
 class DescentInParts:
-    """An optimiser in the form of AdamWInParts that compiles fast."""
+    """An optimiser in the form of ChunkedAdamW that compiles fast."""
 
     def __init__(self, parameters):
         self.parameters = parameters
-        self.parts = [Descent(part) for part in in_parts(parameters)]
+        self.chunks = [Descent(part) for part in in_chunks(parameters)]
 
 
 def update_many(make):

@@ -10,7 +10,7 @@ import pytest
 from mindspore.graph.api import ms_compile_cache
 
 from ospnext_ms.parallel.mesh import Mesh
-from ospnext_ms.reporting.monitor import read_metrics
+from ospnext_ms.reporting.metrics import read_metrics
 from ospnext_ms.runtime import start
 from ospnext_ms.storage.checkpoint_store import CheckpointStore
 from ospnext_ms.storage.training_checkpoint import open_checkpoint

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from ospnext_ms.data import cache
 from ospnext_ms.generation import encoders
 from ospnext_ms.parallel.mesh import Mesh
-from ospnext_ms.reporting.monitor import read_metrics
+from ospnext_ms.reporting.metrics import read_metrics
 from ospnext_ms.runtime import start
 from ospnext_ms.training.loop import Trainer
 from tests.support import train_runs as runs

@@ -21,7 +21,7 @@ from ospnext_ms.kernels.assign import assign_values
 from ospnext_ms.parallel.mesh import Mesh
 from ospnext_ms.runtime import start
 from ospnext_ms.storage.open_weights import read_headers
-from ospnext_ms.training.evaluation import FixedSet
+from ospnext_ms.training.fixed_set import FixedSet
 from ospnext_ms.training.loss import VelocityLoss
 from tools.experiments.hif8_experiment import CONFIGS, RECIPES
 

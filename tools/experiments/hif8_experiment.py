@@ -22,7 +22,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ospnext_ms.reporting.monitor import read_metrics
+from ospnext_ms.reporting.metrics import read_metrics
 
 CONFIGS = Path("yaml_configs/train")
 RECIPES = {

@@ -15,7 +15,7 @@ import numpy as np
 from ospnext_ms.config.reader import add_config_options, load_config
 from ospnext_ms.config.train import TrainConfig
 from ospnext_ms.parallel.degrees import check_parallel, world_size
-from ospnext_ms.reporting.monitor import read_metrics
+from ospnext_ms.reporting.metrics import read_metrics
 from ospnext_ms.runtime import start_run
 from ospnext_ms.training.loop import Trainer
 

@@ -21,7 +21,7 @@ from ospnext_ms.config.train import TrainConfig
 from ospnext_ms.parallel.mesh import Mesh
 from ospnext_ms.runtime import start
 from ospnext_ms.storage.open_weights import open_weights, read_headers
-from ospnext_ms.training.evaluation import FixedSet
+from ospnext_ms.training.fixed_set import FixedSet
 from ospnext_ms.training.loss import VelocityLoss
 
 

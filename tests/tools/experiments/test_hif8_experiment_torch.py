@@ -11,7 +11,7 @@ from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.parallel.mesh import Mesh
 from ospnext_ms.runtime import start
 from ospnext_ms.storage.training_checkpoint import open_checkpoint
-from ospnext_ms.training.evaluation import FixedSet
+from ospnext_ms.training.fixed_set import FixedSet
 from ospnext_ms.training.loop import Trainer
 from tests.support import train_runs as runs
 from tools.experiments import hif8_experiment_torch as experiment
