@@ -44,7 +44,8 @@ class CheckpointStore:
         folder: where they lie, one folder each.
         keep_last: how many of the newest to keep; None keeps all.
         writer, num_writers: which of the writing processes this is. All of them write to one file system; number 0
-            writes the manifest when the files of all others are there. A process that writes nothing needs no store to save.
+            writes the manifest when the files of all others are there. A process that writes nothing needs no store to
+            save.
         max_shard_bytes: limit of one file.
     """
 
