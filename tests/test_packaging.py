@@ -5,9 +5,11 @@ import tomllib
 from importlib.metadata import EntryPoint
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import ospnext_ms
 from ospnext_ms.__main__ import main
 from tests.support.imports import imported_names, modules_of
 from tests.support.paths import ROOT
@@ -41,6 +43,11 @@ def test_what_is_declared_is_pinned_to_a_version_that_is_allowed(declared, file)
     pins = pins_of(file)
     for requirement in map(Requirement, declared):
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (ospnext_ms.__version__, PROJECT["license"])
 
 
 def test_the_pins_come_with_the_package_itself():
