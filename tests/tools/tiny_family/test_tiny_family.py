@@ -15,7 +15,6 @@ from tools.tiny_family import digits, judge, models, train_vae
 from tools.tiny_family.evaluation import judge_all
 from tools.tiny_family.loop import Budget, Ema, StageLog, save_weights
 from tools.tiny_family.recipe import FOLDER, Phase, load_recipe
-from tools.tiny_family.sheet import contact_sheet
 from tools.tiny_family.tokenizer import TEXT_LEN, VOCAB_SIZE, build_tokenizer, caption_corpus, tokenize
 from tools.tiny_family.train import main as train
 from tools.tiny_family.train_dit import draw_batch, draw_sigmas
@@ -246,13 +245,6 @@ def test_weights_too_large_for_fp16_are_an_error(tmp_path):
     torch.nn.init.constant_(module.weight, 1e5)
     with pytest.raises(ValueError, match="weight"):
         save_weights(module, tmp_path / "weights.safetensors")
-
-
-def test_contact_sheet_shows_every_clip():
-    clips = [np.full((17, 32, 32, 3), 50 * (i + 1), np.uint8) for i in range(3)]
-    sheet = contact_sheet(clips, ["one", "two", "three"])
-    assert sheet.shape == (2 * 50, 2 * 160 + 8, 3)
-    assert [sheet[40, 80, 0], sheet[40, 250, 0], sheet[90, 80, 0]] == [50, 100, 150]
 
 
 def test_stage_without_its_input_is_an_error(tmp_path, capsys):
