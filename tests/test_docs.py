@@ -160,9 +160,9 @@ def copy_of_the_repository(folder):
 def stand_ins(folder):
     """Checkpoints of the tiny family under the names of the large models' files, and an adapter."""
     torch, safetensors = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
-    (folder / "Wan2.1-T2V-1.3B").mkdir()
-    shutil.copy(TINY_WEIGHTS / "dit_sparse.safetensors", folder / "Wan2.1-T2V-1.3B")
-    shutil.copy(TINY_WEIGHTS / "dit_sparse.safetensors", folder / "DIT.safetensors")
+    for name in ("Wan2.1-T2V-1.3B", "DIT"):
+        (folder / name).mkdir()
+        shutil.copy(TINY_WEIGHTS / "dit_sparse.safetensors", folder / name)
     torch.save(safetensors.load_file(TINY_WEIGHTS / "vae.safetensors"), folder / "Wan2.1_VAE.pth")
     torch.save(safetensors.load_file(TINY_WEIGHTS / "umt5.safetensors"), folder / "models_t5_umt5-xxl-enc-bf16.pth")
     low, high = np.ones((2, 128), np.float32), np.ones((128, 2), np.float32)

@@ -1,4 +1,4 @@
-"""HiFloat8 for NumPy arrays and MindSpore tensors, and its linear layer. `hif8hif8_format.py` defines the numbers."""
+"""HiFloat8 for NumPy arrays and MindSpore tensors, and its linear layer. `hif8_format.py` defines the numbers."""
 
 import mindspore as ms
 import numpy as np
