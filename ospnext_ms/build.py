@@ -15,7 +15,7 @@ from ospnext_ms.models.config import QuantConfig
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.models.lora import Adapters
 from ospnext_ms.models.umt5 import UMT5Encoder
-from ospnext_ms.models.vae import Tiling, WanVAE
+from ospnext_ms.models.vae import WanVAE
 from ospnext_ms.parallel.mesh import Mesh
 from ospnext_ms.parallel.sequence import ParallelSequence
 from ospnext_ms.parallel.sharding import ShardedWeights
@@ -112,11 +112,6 @@ def build_vae(config, compile_chunks) -> WanVAE:
     load_weights(vae, config.checkpoint)
     vae.set_train(False)
     return vae
-
-
-def tiling_of(config) -> Tiling | None:
-    """The Tiling of a VAESection, None where frames are worked on whole."""
-    return None if config.tile_size is None else Tiling(config.tile_size, config.tile_overlap)
 
 
 def build_text_encoder(config, runtime) -> UMT5Encoder:

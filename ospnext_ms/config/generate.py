@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ospnext_ms.config.reader import require, require_at_least
+from ospnext_ms.config.checks import require, require_at_least, require_seed
 from ospnext_ms.config.sections import (
     ContextSection,
     GuidedStepsSection,
@@ -40,7 +40,7 @@ class SamplingSection(GuidedStepsSection):
 
     def __post_init__(self):
         super().__post_init__()
-        require_at_least(self, 0, "seed")
+        require_seed(self, "seed")
         require_at_least(self, 1, "batch_size")
 
 

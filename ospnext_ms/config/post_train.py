@@ -1,10 +1,10 @@
 """What a post-training run can be told. A default stands in its dataclass and nowhere else."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ospnext_ms.config.reader import read_section, require, require_above_0, require_at_least
+from ospnext_ms.config.checks import require, require_above_0, require_at_least, require_seed
+from ospnext_ms.config.reader import read_section
 from ospnext_ms.config.sections import (
     ContextSection,
     DiTSection,
@@ -25,6 +25,7 @@ from ospnext_ms.config.train import (
 )
 from ospnext_ms.diffusion.windows import window_start
 from ospnext_ms.models.lora_config import LoRAConfig
+from ospnext_ms.models.sizes import check_frames
 
 # What may differ where a run is resumed, as in config/train.py; of files the contents count (see trainer.py).
 MAY_CHANGE = frozenset((
@@ -99,8 +100,8 @@ class RolloutSection:
         require(self.group_size >= 2, f"group_size is {self.group_size}; it must be at least 2 to compare videos")
         require_at_least(self, 1, "prompts", "batch_size", "rest_steps", "reward_frames")
         require_above_0(self, "eta")
-        require(self.reward_frames is None or self.reward_frames % 4 == 1,
-                f"reward_frames is {self.reward_frames}; it must be 4k+1")
+        if self.reward_frames is not None:
+            check_frames("reward_frames", self.reward_frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +159,6 @@ class RewardSection:
     def __post_init__(self):
         module, colon, name = self.callable.partition(":")
         require(module and colon and name, f"callable is {self.callable!r}; expected package.module:name")
-        require(math.isfinite(self.weight), f"weight is {self.weight}; it must be a number")
         require_at_least(self, 0, "retries")
         require_above_0(self, "timeout_seconds", "start_timeout_seconds")
 
@@ -180,7 +180,8 @@ class EvaluationSection:
 
     def __post_init__(self):
         require_at_least(self, 2, "count")
-        require_at_least(self, 0, "seed", "videos")
+        require_at_least(self, 0, "videos")
+        require_seed(self, "seed")
         require_at_least(self, 1, "every")
 
 
@@ -225,7 +226,7 @@ class PostTrainConfig:
     callbacks: CallbacksSection
 
     def __post_init__(self):
-        require_at_least(self, 0, "seed")
+        require_seed(self, "seed")
         check_video_size(self.video.height, self.video.width, self.model.dit.patch_size)
         window, frames = self.rollout.window, self.rollout.reward_frames
         window_start(window.strategy, window.size, window.every, self.sampling.steps, 0, 0)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ospnext_ms.config.reader import nearest, require, require_above_0, require_at_least
+from ospnext_ms.config.checks import require, require_above_0, require_at_least, require_seed
 from ospnext_ms.config.sections import ContextSection, TextEncoderSection, VAESection
-from ospnext_ms.models.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from ospnext_ms.models.sizes import check_frames, check_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class ClipsSection:
         require(len(set(self.buckets)) == len(self.buckets), "a bucket is given twice")
         require_above_0(self, "fps")
         require_at_least(self, 1, "clips_per_video")
-        require_at_least(self, 0, "seed")
+        require_seed(self, "seed")
         require(0 <= self.max_cut < 1, f"max_cut is {self.max_cut}; it must be from 0 to below 1")
 
 
@@ -74,13 +74,9 @@ def check_bucket(value):
     is_list = isinstance(value, list | tuple) and len(value) == 3 and all(type(number) is int for number in value)
     require(is_list, f"{value!r} is not the size of a video; expected [height, width, frames]")
     height, width, frames = value
-    # Two pixels of the latent make one patch of the transformer.
-    unit, step = 2 * SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
     for name, size in (("height", height), ("width", width)):
-        require(size > 0 and size % unit == 0, f"a video's {name} is {size}; it must be a multiple of {unit}; "
-                                               f"nearest valid: {nearest(size, unit)}")
-    require(frames >= 1 and frames % step == 1, f"a video has {frames} frames; the number must be {step}k+1; "
-                                                f"nearest valid: {nearest(frames, step, offset=1, lowest=1)}")
+        check_pixels(f"a video's {name}", size, patch=2)
+    check_frames("a video's number of frames", frames)
     return (height, width, frames)
 
 

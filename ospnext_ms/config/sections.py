@@ -3,12 +3,16 @@
 A default stands in its dataclass and nowhere else. Section names follow MindFormers where it has them.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ospnext_ms.config.reader import nearest, require, require_at_least
-from ospnext_ms.models.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, DiTConfig, UMT5Config, VAEConfig
+from ospnext_ms.config.checks import require, require_at_least
+from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
+from ospnext_ms.models.sizes import Tiling, check_frames, check_pixels, latent_size
+
+# Beyond it, all steps but the last few are taken in nearly pure noise.
+MAX_SHIFT = 1000
+MAX_STEPS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +59,15 @@ class VAESection(VAEConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        size, overlap, unit = self.tile_size, self.tile_overlap, SPATIAL_COMPRESSION
-        require((size is None) == (overlap is None), "tile_size and tile_overlap are given together or not at all")
-        if size is not None:
-            require(size > 0 and size % unit == 0,
-                    f"tile_size is {size}; it must be a multiple of {unit}; nearest valid: {nearest(size, unit)}")
-            require(0 <= overlap < size and overlap % unit == 0,
-                    f"tile_overlap is {overlap}; it must be a multiple of {unit} from 0 to {size - unit}; "
-                    f"nearest valid: {nearest(min(overlap, size - 2 * unit), unit, lowest=0)}")
+        require((self.tile_size is None) == (self.tile_overlap is None),
+                "tile_size and tile_overlap are given together or not at all")
+        if self.tile_size is not None:
+            Tiling(self.tile_size, self.tile_overlap)  # which checks them
+
+    @property
+    def tiling(self):
+        """The Tiling, None where frames are worked on whole."""
+        return None if self.tile_size is None else Tiling(self.tile_size, self.tile_overlap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +105,10 @@ class GuidedStepsSection:
     negative_prompt: str
 
     def __post_init__(self):
-        require_at_least(self, 1, "steps")
-        require(0 < self.shift < math.inf, f"shift is {self.shift}; it must be a number above 0 (1 changes nothing)")
-        require(1 <= self.guidance < math.inf, f"guidance is {self.guidance}; it must be at least 1 (which is off)")
+        require(1 <= self.steps <= MAX_STEPS, f"steps is {self.steps}; it must be at least 1 and at most {MAX_STEPS}")
+        require(0 < self.shift <= MAX_SHIFT,
+                f"shift is {self.shift}; it must be above 0 (1 changes nothing) and at most {MAX_SHIFT}")
+        require(self.guidance >= 1, f"guidance is {self.guidance}; it must be at least 1 (which is off)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,24 +122,17 @@ class VideoSection:
     crf: int = 18
 
     def __post_init__(self):
-        step = TEMPORAL_COMPRESSION
-        require(self.frames >= 1 and self.frames % step == 1,
-                f"frames is {self.frames}; it must be {step}k+1; "
-                f"nearest valid: {nearest(self.frames, step, offset=1, lowest=1)}")
+        check_frames("frames", self.frames)
         require_at_least(self, 1, "fps")
         require(0 <= self.crf <= 51, f"crf is {self.crf}; it must be from 0 (lossless) to 51 (worst)")
 
 
 def check_video_size(height, width, patch_size):
     """ValueError, naming the nearest valid sizes, where pixels do not fill whole patches of the latent."""
-    for name, size, patch in (("height", height, patch_size[1]), ("width", width, patch_size[2])):
-        multiple = SPATIAL_COMPRESSION * patch
-        require(size > 0 and size % multiple == 0,
-                f"video.{name} is {size}; it must be a multiple of {multiple}; "
-                f"nearest valid: {nearest(size, multiple)}")
+    check_pixels("video.height", height, patch_size[1])
+    check_pixels("video.width", width, patch_size[2])
 
 
 def latent_shape_of(video, vae):
     """[16, T, H/8, W/8] of one video of a VideoSection."""
-    return (vae.z_dim, (video.frames - 1) // TEMPORAL_COMPRESSION + 1,
-            video.height // SPATIAL_COMPRESSION, video.width // SPATIAL_COMPRESSION)
+    return (vae.z_dim, *latent_size(video.height, video.width, video.frames))

@@ -3,13 +3,13 @@
 A default stands in its dataclass and nowhere else.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ospnext_ms.config.reader import require, require_above_0, require_at_least
-from ospnext_ms.config.sections import ContextSection, ParallelSection, VAESection
+from ospnext_ms.config.checks import require, require_above_0, require_at_least, require_seed
+from ospnext_ms.config.sections import MAX_SHIFT, ContextSection, ParallelSection, VAESection
 from ospnext_ms.models.config import DiTConfig
+from ospnext_ms.models.sizes import check_frames, check_pixels, video_size
 
 # What may differ where a run is resumed: how long, how fast, where, and what is told. All else is part of what weights,
 # moments, averages and position in the data mean. Of files the contents count, of batches their sum over all processes
@@ -52,8 +52,7 @@ class RunnerSection:
 
     def __post_init__(self):
         require_at_least(self, 1, "steps", "batch_size", "gradient_accumulation_steps")
-        require(self.peak_tflops is None or self.peak_tflops > 0,
-                f"peak_tflops is {self.peak_tflops}; it must be above 0, or null")
+        require_above_0(self, "peak_tflops")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ class LearningRateSection:
     lr_end: float | None = None
 
     def __post_init__(self):
-        require(0 < self.learning_rate < math.inf, f"learning_rate is {self.learning_rate}; it must be above 0")
+        require_above_0(self, "learning_rate")
         require_at_least(self, 0, "warmup_steps")
         if self.type == "CosineWithWarmUpLR":
             require(self.lr_end is not None and 0 <= self.lr_end <= self.learning_rate,
@@ -103,8 +102,8 @@ class FlowSection:
     logit_std: float = 1.0
 
     def __post_init__(self):
-        require(self.shift == "dynamic" or 0 < self.shift < math.inf,
-                f"shift is {self.shift}; it must be dynamic or a number above 0")
+        require(self.shift == "dynamic" or 0 < self.shift <= MAX_SHIFT,
+                f"shift is {self.shift}; it must be dynamic, or a number above 0 and at most {MAX_SHIFT}")
         require_above_0(self, "logit_std")
 
 
@@ -173,7 +172,7 @@ class EvalDatasetSection:
 
     def __post_init__(self):
         require_at_least(self, 1, "clips", "sigmas", "every")
-        require_at_least(self, 0, "seed")
+        require_seed(self, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +228,7 @@ class TrainConfig:
     callbacks: CallbacksSection
 
     def __post_init__(self):
-        require_at_least(self, 0, "seed")
+        require_seed(self, "seed")
         require(self.lr_schedule.warmup_steps < self.runner_config.steps,
                 f"lr_schedule.warmup_steps is {self.lr_schedule.warmup_steps}; it must be below runner_config.steps "
                 f"{self.runner_config.steps}")
@@ -239,5 +238,11 @@ class TrainConfig:
 
     def _check_sizes(self):
         size, patch = self.train_dataset.latent_size, self.model.dit.patch_size
-        require(size is None or not (size[1] % patch[1] or size[2] % patch[2]),
+        if size is None:
+            return
+        require(not (size[1] % patch[1] or size[2] % patch[2]),
                 f"train_dataset.latent_size is {size}; height and width must be multiples of {patch[1]} and {patch[2]}")
+        height, width, frames = video_size(*size)
+        check_pixels("train_dataset.latent_size: the video's height", height)
+        check_pixels("train_dataset.latent_size: the video's width", width)
+        check_frames("train_dataset.latent_size: the video's number of frames", frames)

@@ -12,7 +12,6 @@ from ospnext_ms.data.cache import Cache
 from ospnext_ms.data.clips import draw_start, read_clip
 from ospnext_ms.data.order import EpochOrder
 from ospnext_ms.data.text import pad_text
-from ospnext_ms.models.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 
 # Last key of the random streams; EpochOrder's end in other numbers.
 _CAPTION, _START = 2, 3
@@ -134,11 +133,6 @@ class LatentDataset:
         start = draw_start(rng, record["part"], frames, self.cache.fps, record["fps"])
         path = Path(self.cache.video_root) / record["path"]
         return self._encode(read_clip(path, start, self.cache.fps, frames, height, width))
-
-
-def latent_grid(height, width, frames):
-    """(T, h, w) of a video in pixels and frames."""
-    return ((frames - 1) // TEMPORAL_COMPRESSION + 1, height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION)
 
 
 def _check_encode(cache, encode):

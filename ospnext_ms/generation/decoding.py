@@ -3,8 +3,8 @@
 import numpy as np
 from mindspore import Tensor
 
-from ospnext_ms.build import build_vae, tiling_of
-from ospnext_ms.models.config import TEMPORAL_COMPRESSION
+from ospnext_ms.build import build_vae
+from ospnext_ms.models.sizes import latent_frames
 
 
 class FrameDecoder:
@@ -17,13 +17,13 @@ class FrameDecoder:
 
     def __init__(self, section, compile_chunks, map_tiles=map):
         self._vae = build_vae(section, compile_chunks)
-        self._tiling = tiling_of(section)
+        self._tiling = section.tiling
         self._map_tiles = map_tiles
 
     def __call__(self, latent, frames=None, on_frames=lambda count: None):
         """The first `frames` frames, all of them without; later latents are not decoded. `on_frames` gets the numbers
         of frames as they are done."""
-        latents = latent.shape[1] if frames is None else (frames - 1) // TEMPORAL_COMPRESSION + 1
+        latents = latent.shape[1] if frames is None else latent_frames(frames)
         z = Tensor(np.ascontiguousarray(latent[None, :, :latents], np.float32))
         chunks = self._vae.decode_frames(z) if self._tiling is None else [
             self._vae.decode(z, self._tiling, self._map_tiles)]

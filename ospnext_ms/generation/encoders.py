@@ -7,7 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from ospnext_ms.build import build_text_encoder, build_vae, tiling_of
+from ospnext_ms.build import build_text_encoder, build_vae
 from ospnext_ms.data.text import Tokenizer
 
 # Texts a call; always as many, because another number would be another graph.
@@ -26,7 +26,7 @@ class ClipEncoder:
     def __init__(self, section, runtime):
         self._vae = build_vae(section, runtime.compiled)
         self._checkpoint = section.checkpoint
-        self._tiling = tiling_of(section)
+        self._tiling = section.tiling
 
     def __call__(self, frames_FHWC):
         video = frames_FHWC.transpose(3, 0, 1, 2)[None].astype(np.float32) / 127.5 - 1

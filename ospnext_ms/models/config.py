@@ -5,9 +5,8 @@ from typing import Literal
 
 from ospnext_ms.hif8_format import MAX_VALUE, SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
 
-# Pixels and frames of video for one of the latent (Wan2.1's VAE).
-SPATIAL_COMPRESSION = 8
-TEMPORAL_COMPRESSION = 4
+# Far above any network's: a slip of the keyboard should not cost gigabytes or hours before it is noticed.
+MAX_WIDTH, MAX_COUNT, MAX_SPARSE_RATIO = 2**24, 1024, 16
 SKIPARSE_LAYOUTS = ("dual_end", "full")
 
 
@@ -16,10 +15,11 @@ def _require_one_of(name, value, valid):
         raise ValueError(f"{name} is {value!r}; valid: {', '.join(map(repr, valid))}")
 
 
-def _require_positive(section, **values):
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{section}.{name} is {value}; it must be at least 1")
+def _require_in_range(section, config, highest, *names):
+    for name in names:
+        value = getattr(config, name)
+        if not 1 <= value <= highest:
+            raise ValueError(f"{section}.{name} is {value}; it must be from 1 to {highest}")
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,10 @@ class DiTConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
-        _require_positive("dit", dim=self.dim, ffn_dim=self.ffn_dim, num_heads=self.num_heads,
-                          num_layers=self.num_layers, text_dim=self.text_dim, text_len=self.text_len,
-                          sparse_ratio=self.sparse_ratio)
+        _require_in_range("dit", self, MAX_WIDTH, "dim", "ffn_dim", "freq_dim", "text_dim", "text_len", "in_channels",
+                          "out_channels")
+        _require_in_range("dit", self, MAX_COUNT, "num_heads", "num_layers")
+        _require_in_range("dit", self, MAX_SPARSE_RATIO, "sparse_ratio")
         _require_one_of("dit.skiparse", self.skiparse, SKIPARSE_LAYOUTS)
         _require_one_of("dit.quant", self.quant, (None, "hif8"))
         _require_one_of("dit.quant_attention", self.quant_attention, (None, "hif8"))
@@ -123,8 +124,8 @@ class UMT5Config:
     num_buckets: int = 32
 
     def __post_init__(self):
-        _require_positive("text_encoder", vocab_size=self.vocab_size, dim=self.dim, ffn_dim=self.ffn_dim,
-                          num_heads=self.num_heads, num_layers=self.num_layers)
+        _require_in_range("text_encoder", self, MAX_WIDTH, "vocab_size", "dim", "ffn_dim", "num_buckets")
+        _require_in_range("text_encoder", self, MAX_COUNT, "num_heads", "num_layers")
         if self.dim % self.num_heads:
             raise ValueError(f"text_encoder.dim {self.dim} is not divisible by num_heads {self.num_heads}")
 
@@ -137,4 +138,4 @@ class VAEConfig:
     z_dim: int = 16
 
     def __post_init__(self):
-        _require_positive("vae", dim=self.dim, z_dim=self.z_dim)
+        _require_in_range("vae", self, MAX_WIDTH, "dim", "z_dim")

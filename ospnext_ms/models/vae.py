@@ -14,13 +14,12 @@ from mindspore import Tensor, nn, ops
 
 from ospnext_ms.kernels.convolution import CONVOLUTIONS, default_convolution
 from ospnext_ms.models.config import VAEConfig
+from ospnext_ms.models.sizes import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, check_frames, check_pixels
 from ospnext_ms.models.vae_blocks import CausalConvolution, decoder, encoder
-from ospnext_ms.models.vae_tiling import Tiling, apply_tiled
+from ospnext_ms.models.vae_tiling import apply_tiled
 
-__all__ = ["LATENT_MEAN", "LATENT_STD", "Tiling", "VAEConfig", "WanVAE"]
+__all__ = ["LATENT_MEAN", "LATENT_STD", "VAEConfig", "WanVAE"]
 
-FRAMES_PER_LATENT = 4
-PIXELS_PER_LATENT = 8
 VIDEO_CHANNELS = 3
 # Statistics of Wan2.1's latents, by channel.
 LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -89,7 +88,8 @@ class WanVAE(nn.Cell):
         check_video_shape(video.shape)
         if tiling is None:
             return self._encode_frames(video)
-        return apply_tiled(self._encode_frames, video, tiling.tile_size, tiling.overlap, Fraction(1, PIXELS_PER_LATENT))
+        return apply_tiled(self._encode_frames, video, tiling.tile_size, tiling.tile_overlap,
+                           Fraction(1, SPATIAL_COMPRESSION))
 
     def decode(self, latent, tiling=None, map_tiles=map):
         """Normalised latent [B, 16, T, h, w] -> video [B, 3, 4 (T - 1) + 1, 8h, 8w] fp32, clamped to [-1, 1].
@@ -102,8 +102,8 @@ class WanVAE(nn.Cell):
         check_latent_shape(latent.shape)
         if tiling is None:
             return self._decode_frames(latent)
-        tile, overlap = tiling.tile_size // PIXELS_PER_LATENT, tiling.overlap // PIXELS_PER_LATENT
-        return apply_tiled(self._decode_frames, latent, tile, overlap, Fraction(PIXELS_PER_LATENT), map_tiles)
+        tile, overlap = tiling.tile_size // SPATIAL_COMPRESSION, tiling.tile_overlap // SPATIAL_COMPRESSION
+        return apply_tiled(self._decode_frames, latent, tile, overlap, Fraction(SPATIAL_COMPRESSION), map_tiles)
 
     def decode_frames(self, latent):
         """As `decode`, yielding the frames as they come: [B, 3, 1, 8h, 8w] first, then [B, 3, 4, 8h, 8w] each."""
@@ -121,7 +121,7 @@ class WanVAE(nn.Cell):
 
     def _encode_frames(self, video):
         cache, latents, start = (), [], 0
-        for stop in range(1, video.shape[2] + 1, FRAMES_PER_LATENT):
+        for stop in range(1, video.shape[2] + 1, TEMPORAL_COMPRESSION):
             latent, cache = self._encode_chunk(video[:, :, start:stop], cache)
             latents.append(latent)
             start = stop
@@ -143,12 +143,9 @@ def check_video_shape(shape):
     """Raises ValueError, with the nearest valid values, unless `shape` is [B, 3, 4k + 1, 8a, 8b]."""
     if len(shape) != 5 or shape[1] != VIDEO_CHANNELS:
         raise ValueError(f"video has shape {tuple(shape)}; it must be [B, {VIDEO_CHANNELS}, F, H, W]")
-    frames = shape[2]
-    if frames % FRAMES_PER_LATENT != 1:
-        raise ValueError(f"video has {frames} frames; the number must be 4k + 1, nearest: {_nearest(frames, 4, 1)}")
+    check_frames("a video's number of frames", shape[2])
     for name, size in (("height", shape[3]), ("width", shape[4])):
-        if size % PIXELS_PER_LATENT or size == 0:
-            raise ValueError(f"video has {name} {size}; it must be a multiple of 8, nearest: {_nearest(size, 8, 0)}")
+        check_pixels(f"a video's {name}", size)
 
 
 def check_latent_shape(shape):
@@ -157,9 +154,3 @@ def check_latent_shape(shape):
         raise ValueError(f"latent has shape {tuple(shape)}; it must be [B, {len(LATENT_MEAN)}, T, h, w]")
     if min(shape) < 1:
         raise ValueError(f"latent has shape {tuple(shape)}; every dimension must be at least 1")
-
-
-def _nearest(value, step, offset):
-    """The valid values (step * k + offset, at least 1) around an invalid one, as text."""
-    low = (value - offset) // step * step + offset
-    return " or ".join(str(valid) for valid in (low, low + step) if valid >= 1)

@@ -1,38 +1,8 @@
 """Large frames in overlapping tiles: positions, and the cross-fade that joins neighbours."""
 
-from dataclasses import dataclass
-
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
-
-TILE_MULTIPLE = 8
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """Square tiles of `tile_size` pixels of video that overlap by at least `overlap` pixels.
-
-    Raises:
-        ValueError: a size that is not a multiple of 8 pixels (one latent pixel), or an overlap that is not smaller
-            than the tile.
-    """
-
-    tile_size: int
-    overlap: int
-
-    def __post_init__(self):
-        for name in ("tile_size", "overlap"):
-            value = getattr(self, name)
-            if value % TILE_MULTIPLE:
-                low = value // TILE_MULTIPLE * TILE_MULTIPLE
-                raise ValueError(f"tiling.{name} is {value}; it must be a multiple of {TILE_MULTIPLE}, "
-                                 f"for example {low} or {low + TILE_MULTIPLE}")
-        if self.tile_size < TILE_MULTIPLE:
-            raise ValueError(f"tiling.tile_size is {self.tile_size}; it must be at least {TILE_MULTIPLE}")
-        if not 0 <= self.overlap < self.tile_size:
-            raise ValueError(f"tiling.overlap is {self.overlap}; valid: 0 to {self.tile_size - TILE_MULTIPLE}, "
-                             f"less than tiling.tile_size {self.tile_size}")
 
 
 def tile_spans(length, tile, overlap):

@@ -3,18 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from ospnext_ms.config.generate import GenerateConfig
 from ospnext_ms.config.post_train import PostTrainConfig
 from ospnext_ms.config.prepare_data import PrepareDataConfig, check_bucket
-from ospnext_ms.config.reader import load_config, parse_yaml
+from ospnext_ms.config.reader import load_config
 from ospnext_ms.config.sections import ParallelSection
 from ospnext_ms.config.train import TrainConfig
+from ospnext_ms.config.yaml_files import read_values
 from ospnext_ms.data.cache import INDEX, Cache
-from ospnext_ms.data.latents import latent_grid
 from ospnext_ms.models.config import DiTConfig, UMT5Config
 from ospnext_ms.models.lora_config import LoRAConfig
+from ospnext_ms.models.sizes import latent_size, video_size
 from ospnext_ms.parallel.degrees import check_generation, check_parallel
 
 RUN_MODES = {"generate": GenerateConfig, "train": TrainConfig, "finetune": TrainConfig, "post_train": PostTrainConfig}
@@ -61,7 +60,7 @@ class Workload:
     @property
     def grid(self):
         """(T, H, W) tokens."""
-        frames, height, width = latent_grid(*self.video)
+        frames, height, width = latent_size(*self.video)
         patch = self.dit.patch_size
         return (frames, height // patch[1], width // patch[2])
 
@@ -87,8 +86,9 @@ def read_workload(path, overrides=(), devices=None, video=None):
         FileNotFoundError: there is no such file.
         ValueError: a configuration that cannot be run, or of a run_mode that has no network to plan for.
     """
-    mode = _run_mode(path)
-    if mode not in RUN_MODES:
+    # Without a run_mode, the reader of any says that it is missing.
+    mode = read_values(path)[0].get("run_mode", "train")
+    if mode not in list(RUN_MODES):
         raise ValueError(f"{path} is for run_mode {mode!r}; plan knows {', '.join(RUN_MODES)}")
     values = {"prompts.prompt": "any", "prompts.prompt_file": None} if mode == "generate" else {}
     config = load_config(RUN_MODES[mode], path, overrides, values)
@@ -99,14 +99,6 @@ def read_workload(path, overrides=(), devices=None, video=None):
         return {"generate": _generation, "post_train": _post_training}[mode](config, parallel, video)
     prepared_by = sorted((Path(path).parent.parent / "prepare_data").glob("*.yaml"))
     return _training(config, parallel, *_training_video(config.train_dataset, video, prepared_by))
-
-
-def _run_mode(path):
-    """run_mode of a YAML file; of one that cannot be read "train", whose reader then says what is wrong with it."""
-    try:
-        return parse_yaml(Path(path).read_text(encoding="utf-8"))["run_mode"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        return "train"
 
 
 def _parallel(config, devices):
@@ -158,8 +150,7 @@ def _training_video(data, video, prepared_by):
     if video is not None:
         return video, ()
     if data.kind == "random":
-        frames, height, width = data.latent_size
-        return (8 * height, 8 * width, 4 * (frames - 1) + 1), ()
+        return video_size(*data.latent_size), ()
     if (Path(data.path) / INDEX).is_file():
         return _largest(Cache(data.path).buckets), (f"size of video: the largest bucket of {data.path}",)
     for path in prepared_by:

@@ -4,6 +4,7 @@ import pytest
 
 from ospnext_ms.config.post_train import PostTrainConfig
 from ospnext_ms.config.reader import ConfigError, load_config
+from ospnext_ms.config.yaml_files import read_values
 from ospnext_ms.generation.prompts import read_prompts
 from ospnext_ms.parallel.degrees import check_parallel
 from tests.support.paths import CONFIGS
@@ -26,10 +27,7 @@ def test_shipped_configurations_load(path):
 
 @pytest.mark.parametrize("name", ["tiny", "1_3b", "14b"])
 def test_models_are_those_of_generate(name):
-    from ospnext_ms.config.reader import parse_yaml
-
-    ours, theirs = (parse_yaml((folder / f"{name}.yaml").read_text(encoding="utf-8"))
-                    for folder in (FOLDER, FOLDER.parent / "generate"))
+    ours, theirs = (read_values(folder / f"{name}.yaml")[0] for folder in (FOLDER, FOLDER.parent / "generate"))
     assert ours["model"] == theirs["model"]
     assert ours["video"] == theirs["video"]
     assert ours["sampling"]["negative_prompt"] == theirs["sampling"]["negative_prompt"]
@@ -53,7 +51,7 @@ def test_tiny_prompts_can_be_judged():
 @pytest.mark.parametrize(("override", "message"), [
     ("rollout.window.size=8", "window size is 8; with 2 steps it must be from 1 to 1"),
     ("rollout.group_size=1", "group_size is 1"),
-    ("rollout.reward_frames=7", "reward_frames is 7; it must be 4k"),
+    ("rollout.reward_frames=7", "reward_frames is 7; it must be 4k.1 and at most 8193; nearest valid: 5 and 9"),
     ("rollout.reward_frames=33", "reward_frames is 33; video.frames is 17"),
     ("policy.clip=0", "clip is 0"),
     ("lora.rank=0", "rank is 0"),

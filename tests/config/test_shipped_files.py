@@ -4,16 +4,21 @@ After a change that is meant: `python -m tests.config.test_shipped_files` writes
 the change does to users.
 """
 
+import copy
 import dataclasses
+import datetime
 import json
+import math
+from contextlib import suppress
 
 import pytest
 
 from ospnext_ms.config.generate import GenerateConfig
 from ospnext_ms.config.post_train import PostTrainConfig
 from ospnext_ms.config.prepare_data import PrepareDataConfig
-from ospnext_ms.config.reader import load_config
+from ospnext_ms.config.reader import ConfigError, load_config, read_section
 from ospnext_ms.config.train import TrainConfig
+from ospnext_ms.config.yaml_files import read_values, set_value
 from tests.support.paths import CONFIGS, GOLDEN
 
 CLASSES = {"generate": GenerateConfig, "train": TrainConfig, "post_train": PostTrainConfig,
@@ -62,6 +67,17 @@ def test_every_file_is_in_the_table():
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_means_what_it_meant(name):
     assert resolved(name) == golden()[name]
+
+
+@pytest.mark.parametrize("folder", CLASSES)
+@pytest.mark.parametrize("odd", [-math.inf, math.nan, 10**30, 2**32, -1, [[]], datetime.date(2020, 1, 1)])
+def test_an_odd_value_anywhere_is_refused_or_can_be_run(folder, odd):
+    values, origins = read_values(CONFIGS / folder / "tiny.yaml")
+    for key in origins:
+        changed = copy.deepcopy(values)
+        set_value(changed, {}, key, odd)
+        with suppress(ConfigError):
+            read_section(CLASSES[folder], changed)
 
 
 if __name__ == "__main__":

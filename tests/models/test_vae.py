@@ -202,10 +202,10 @@ def test_peak_memory_does_not_grow_with_the_number_of_frames(kind, compiled, tmp
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ((1, 3, 8, 16, 16), r"video has 8 frames; .* 4k \+ 1, nearest: 5 or 9"),
-        ((1, 3, 0, 16, 16), "video has 0 frames; .* nearest: 1$"),
-        ((1, 3, 5, 20, 16), "height 20; .* nearest: 16 or 24"),
-        ((1, 3, 5, 16, 4), "width 4; .* nearest: 8$"),
+        ((1, 3, 8, 16, 16), r"a video's number of frames is 8; it must be 4k\+1 .*; nearest valid: 5 and 9"),
+        ((1, 3, 0, 16, 16), "frames is 0; .* nearest valid: 1$"),
+        ((1, 3, 5, 20, 16), "height is 20; .* nearest valid: 16 and 24"),
+        ((1, 3, 5, 16, 4), "width is 4; .* nearest valid: 8$"),
         ((1, 4, 5, 16, 16), r"video has shape \(1, 4, 5, 16, 16\); it must be \[B, 3, F, H, W\]"),
         ((3, 5, 16, 16), r"video has shape \(3, 5, 16, 16\)"),
     ],

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from tqdm import tqdm
 
-from ospnext_ms.config.reader import parse_yaml
+from ospnext_ms.config.yaml_files import read_values
 from ospnext_ms.storage.safetensors_io import MAX_SHARD_BYTES, check_target, write_checkpoint
 from ospnext_ms.storage.weights import mismatch_report
 from tools.conversion import quantised
@@ -133,7 +132,7 @@ def _check_options(kind, target, direction, target_naming, quant):
 def _find_sizes(kind, naming, opened, tensors, config):
     origin, known = "the tensors' shapes", {}
     if config is not None:
-        known = _read_sizes(kind, config)
+        known = sizes_from_config(kind, read_values(config)[0])
         if not known:
             raise ValueError(f"{config} says nothing about a {kind}")
         origin = str(config)
@@ -142,14 +141,6 @@ def _find_sizes(kind, naming, opened, tensors, config):
         origin = str(opened.path.parent / "config.json") if known else origin
     sizes = infer_sizes(kind, naming, {name: tensor.shape for name, tensor in tensors.items()}, known)
     return sizes, origin
-
-
-def _read_sizes(kind, config):
-    try:
-        content = parse_yaml(config.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{config} is neither JSON nor YAML: {error}") from error
-    return sizes_from_config(kind, content) if isinstance(content, Mapping) else None
 
 
 def _describes(kind, config):
