@@ -5,7 +5,7 @@
 # Safe to run again: what is complete is kept, training resumes. SAMPLES prompts are drawn before and after (0: none).
 set -euo pipefail
 output=$1 steps=${2:-400} clips=${3:-512} samples=${4:-120}
-python=${OSPNEXT_PYTHON:-.venv/bin/python}
+python=${OSPNEXT_VENV:-.venv}/bin/python
 family=tools/tiny_family
 train=(--config yaml_configs/train/tiny.yaml --set output_dir="$output/train" --set train_dataset.path="$output/cache"
   --set eval_dataset.path="$output/held_out_cache" --set runner_config.steps="$steps")
