@@ -24,7 +24,8 @@ class EncodersSection:
 @dataclass(frozen=True, kw_only=True)
 class FiltersSection:
     """What a video must be; null is no limit. Sizes in pixels as shown, aspect is width/height, seconds are those of
-    the frames to use, motion is in percent of the width per second (see data.clips.measure_motion)."""
+    the frames to use, motion is in percent of the width per second (see data.clips.measure_motion). Interlaced and HDR
+    videos are taken as they are, and counted in the report, unless they are not allowed."""
 
     min_height: int | None = None
     min_width: int | None = None
@@ -34,6 +35,8 @@ class FiltersSection:
     max_seconds: float | None = None
     min_motion: float | None = None
     max_motion: float | None = None
+    allow_interlaced: bool = True
+    allow_hdr: bool = True
 
     def __post_init__(self):
         for name in ("aspect", "seconds", "motion"):

@@ -3,45 +3,58 @@
 Frames are uint8 RGB. Times are in seconds from the first frame of the file. F frames, H/W height and width.
 """
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 
+from ospnext_ms.data.decoding import opened, orientation, upright
+
 MOTION_WIDTH = 128
 MOTION_PAIRS = 8
+# Transfer curves of PQ and HLG (ITU-T H.273, table 3).
+_HDR_CURVES = (16, 18)
+# Containers round times, to a millisecond or so.
+_RATE_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """A video as it is shown, that is after its rotation and with square pixels."""
+    """A video as it is shown, that is upright and with square pixels.
+
+    fps: frames per second on average. seconds: from the first frame to the end of the last. times: of all frames.
+    interlaced, hdr: whether its frames are made of two fields; whether its brightness is that of PQ or HLG.
+    """
 
     width: int
     height: int
     fps: float
     seconds: float
+    times: tuple
+    interlaced: bool = False
+    hdr: bool = False
+
+    def time_of(self, number):
+        """When frame `number`, from 0, is shown; the end of the video where it has not so many."""
+        return self.times[number] if number < len(self.times) else self.seconds
 
 
 def probe(path) -> VideoInfo:
-    """Reads a video's headers and its first frame.
+    """Reads a video's first frame and the times of all.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file; OSError: it cannot be looked for, its name is too long.
         ValueError: the file cannot be read as a video (says why).
     """
-    with _opened(path) as (container, stream):
-        frame = next(container.decode(stream), None)
-        if frame is None:
-            raise ValueError(f"{path} holds no frames")
-        fps = stream.average_rate or stream.guessed_rate
-        if not fps:
-            raise ValueError(f"{path} does not say its frame rate")
-        height, width = _shown_size(frame, _pixel_aspect(stream))
-        return VideoInfo(width, height, float(fps), _duration(container, stream, fps, path))
+    with opened(path) as video:
+        times, seconds = video.times()
+        if not seconds > 0:
+            raise ValueError(f"{path} does not say how long its frames are shown")
+        frame = video.first_frame()
+        height, width = _shown_size(frame, orientation(frame), video.pixel_aspect)
+        return VideoInfo(width, height, _rate(video.declared_rate, len(times) / seconds), seconds, tuple(times),
+                         bool(frame.interlaced_frame), frame.color_trc in _HDR_CURVES)
 
 
 def read_clip(path, start, fps, num_frames, height, width):
@@ -49,27 +62,26 @@ def read_clip(path, start, fps, num_frames, height, width):
     around its centre to fill the size.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError, OSError: as `probe`.
         ValueError: it cannot be decoded, a frame is corrupt, or the file ends before the clip does.
     """
     times = [start + k / fps for k in range(num_frames)]
     clip = np.empty((num_frames, height, width, 3), np.uint8)
     count, last = 0, None
-    with _opened(path) as (container, stream):
-        aspect = _pixel_aspect(stream)
-        for time, frame in _frames_around(container, stream, start, path):
+    with opened(path) as video:
+        for time, frame in video.frames(start):
             while count < num_frames and time >= times[count]:
                 is_nearer = last is not None and times[count] - last[0] < time - times[count]
-                clip[count] = _fitted(last[1] if is_nearer else frame, height, width, aspect)
+                clip[count] = _fitted(last[1] if is_nearer else frame, height, width, video.pixel_aspect)
                 count += 1
             if count == num_frames:
                 return clip
             last = (time, frame)
-        # The last frame stays on the screen for one frame's duration.
-        shown_until = last[0] + 1 / float(stream.average_rate or fps) if last else 0.0
-    while count < num_frames and last is not None and times[count] < shown_until:
-        clip[count] = _fitted(last[1], height, width, aspect)
-        count += 1
+        # The last frame stays on the screen as long as it says.
+        shown_until = video.shown_until(*last) if last else 0.0
+        while count < num_frames and last is not None and times[count] < shown_until:
+            clip[count] = _fitted(last[1], height, width, video.pixel_aspect)
+            count += 1
     if count < num_frames:
         raise ValueError(f"{path} ends at {shown_until:.3f} s; the clip needs frames up to {times[-1]:.3f} s")
     return clip
@@ -88,22 +100,23 @@ def clip_span(frames, fps, source_fps):
 
 def check_decodes(path, start, stop):
     """Decodes everything between two times; raises as `read_clip` where that fails."""
-    with _opened(path) as (container, stream):
-        time = -math.inf
-        # The frame at `stop` need not exist: it would be the one after the last.
-        margin = 1.5 / float(stream.average_rate or 1)
-        for time, _ in _frames_around(container, stream, start, path):
+    with opened(path) as video:
+        until, time = 0.0, 0.0
+        for time, frame in video.frames(start):
             if time >= stop:
                 return
-        if time + margin < stop:
-            raise ValueError(f"{path} ends at {time:.3f} s, before {stop:.3f} s")
+            until = video.shown_until(time, frame)
+        # The frame at `stop` need not exist: it would be the one after the last. Half a frame for rounded times.
+        if until + (until - time) / 2 < stop:
+            raise ValueError(f"{path} ends at {until:.3f} s, before {stop:.3f} s")
 
 
 def fit(frame, height, width, pixel_aspect=Fraction(1)):
     """Scales a frame [H, W, 3] to fill [height, width, 3] and cuts what stands over, evenly on both sides."""
     aspect = width / height / float(pixel_aspect)
     rows, columns = frame.shape[:2]
-    keep_rows, keep_columns = min(rows, round(columns / aspect)), min(columns, round(rows * aspect))
+    keep_rows = max(1, min(rows, round(columns / aspect)))
+    keep_columns = max(1, min(columns, round(rows * aspect)))
     top, left = (rows - keep_rows) // 2, (columns - keep_columns) // 2
     frame = frame[top : top + keep_rows, left : left + keep_columns]
     if frame.shape[:2] == (height, width):
@@ -131,92 +144,16 @@ def _small_grey(frame):
     return cv2.cvtColor(cv2.resize(frame, (MOTION_WIDTH, height), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
 
 
-class _opened:
-    """Context of (container, first video stream); errors of FFmpeg become ValueErrors that name the file."""
-
-    def __init__(self, path):
-        self.path = Path(path)
-
-    def __enter__(self):
-        if not self.path.is_file():
-            raise FileNotFoundError(f"no video file {self.path}")
-        try:
-            self.container = av.open(str(self.path))
-        except av.error.FFmpegError as error:
-            raise ValueError(f"{self.path} cannot be opened as a video: {error}") from error
-        if not self.container.streams.video:
-            self.container.close()
-            raise ValueError(f"{self.path} holds no video stream")
-        stream = self.container.streams.video[0]
-        # Parallel work is spread over files; threads inside each would only wait for one another.
-        stream.codec_context.thread_count = 1
-        return self.container, stream
-
-    def __exit__(self, kind, error, trace):
-        self.container.close()
-        if isinstance(error, av.error.FFmpegError):
-            raise ValueError(f"{self.path} cannot be decoded: {error}") from error
-
-
-def _frames_around(container, stream, start, path):
-    """Yields (time, frame) from the last key frame at or before `start` on, in order of display."""
-    if start > 0:
-        origin = stream.start_time or 0
-        container.seek(origin + int(start / stream.time_base), stream=stream, backward=True)
-    is_first = True
-    for time, frame in _timed_frames(container, stream):
-        if is_first and start > 0 and time > start:
-            # Some files have no usable index: seeking went too far.
-            container.seek(stream.start_time or 0, stream=stream, backward=True)
-            yield from _checked(_timed_frames(container, stream), path)
-            return
-        is_first = False
-        yield from _checked([(time, frame)], path)
-
-
-def _timed_frames(container, stream):
-    origin = stream.start_time or 0
-    for frame in container.decode(stream):
-        # Containers without display times (AVI) have decoding times at least.
-        stamp = frame.dts if frame.pts is None else frame.pts
-        if stamp is None:
-            raise ValueError(f"{container.name} has a frame without a time")
-        yield float((stamp - origin) * stream.time_base), frame
-
-
-def _checked(frames, path):
-    for time, frame in frames:
-        if frame.is_corrupt:
-            raise ValueError(f"{path} has a corrupt frame at {time:.3f} s")
-        yield time, frame
+def _rate(declared, measured):
+    """The declared rate where the frames bear it out: it is the exact one."""
+    return declared if declared and abs(declared / measured - 1) < _RATE_TOLERANCE else measured
 
 
 def _fitted(frame, height, width, pixel_aspect):
-    turns = _quarter_turns(frame)
-    array = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
-    return fit(array, height, width, 1 / pixel_aspect if turns % 2 else pixel_aspect)
+    turned = orientation(frame).transposed
+    return fit(upright(frame), height, width, 1 / pixel_aspect if turned else pixel_aspect)
 
 
-def _quarter_turns(frame):
-    """Counter-clockwise quarter turns after which the frame stands as it should."""
-    return round(frame.rotation / 90) % 4
-
-
-def _pixel_aspect(stream):
-    """Width of a pixel over its height, in the file's own orientation."""
-    return stream.sample_aspect_ratio or Fraction(1)
-
-
-def _shown_size(frame, pixel_aspect):
+def _shown_size(frame, turn, pixel_aspect):
     height, width = frame.height, round(frame.width * pixel_aspect)
-    return (width, height) if _quarter_turns(frame) % 2 else (height, width)
-
-
-def _duration(container, stream, fps, path):
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    if stream.frames:
-        return stream.frames / float(fps)
-    if container.duration:
-        return container.duration / av.time_base
-    raise ValueError(f"{path} does not say how long it is")
+    return (width, height) if turn.transposed else (height, width)

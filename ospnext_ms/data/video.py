@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
+from ospnext_ms.data.decoding import opened, upright
 from ospnext_ms.storage.files import atomic_path
 
 THUMBNAIL_WIDTH = 240
@@ -66,23 +66,15 @@ def _open_stream(stream, shape):
 
 
 def iterate_video(path) -> Iterator[np.ndarray]:
-    """Yields a video file's frames, uint8 RGB [height, width, 3].
+    """Yields a video file's frames as they are shown, uint8 RGB [height, width, 3].
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file holds no video that can be decoded.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no video file {path}")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path} holds no video stream")
-            for frame in container.decode(video=0):
-                yield frame.to_ndarray(format="rgb24")
-    except av.error.FFmpegError as error:
-        raise ValueError(f"{path} cannot be decoded as a video: {error}") from error
+    with opened(path) as video:
+        for frame in video.container.decode(video.stream):
+            yield upright(frame)
 
 
 def read_video(path) -> np.ndarray:

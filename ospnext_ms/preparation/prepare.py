@@ -33,7 +33,7 @@ def prepare(config, part=(0, 1)):
 
     Raises:
         FileNotFoundError, ValueError: the manifest, a checkpoint or the tokenizer is missing or does not fit, or the
-            folder holds a cache of other settings.
+            folder holds a cache of other settings, or no clip was kept.
         FloatingPointError: a network returned values that are not finite.
     """
     entries = read_manifest(config.manifest)
@@ -125,7 +125,7 @@ def _is_whole(path, read):
         return False
     try:
         read(path)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"{error}; it is made again")
         return False
     return True
@@ -150,6 +150,10 @@ def _finish(config, entries, num_shards, seconds):
         left_out += left_out_of_shard
     report = make_report(config, len(entries), records, left_out, seconds)
     cache.write_json(folder / cache.REPORT, report)
+    if not samples:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in report["left_out_counts"].items())
+        raise ValueError(f"no clip of the {len(entries)} videos was kept ({reasons}); "
+                         f"{folder / cache.REPORT} names each")
     root = str(config.folder_of_videos) if config.cache.contents == "videos" else None
     cache.write_index(folder, contents=config.cache.contents, fps=config.clips.fps, buckets=config.clips.buckets,
                       text_len=longest, text_dim=config.model.text_encoder.dim, samples=samples, video_root=root)

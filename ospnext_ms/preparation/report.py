@@ -4,6 +4,11 @@ from collections import Counter
 
 import numpy as np
 
+from ospnext_ms.preparation.selection import NOTED
+
+_ABOUT = {"interlaced": "interlaced: their two fields show as combs where something moves",
+          "hdr": "HDR: taken as they are they look pale and dark"}
+
 
 def make_report(config, num_entries, records, left_out, seconds):
     """The report as plain values.
@@ -26,6 +31,7 @@ def make_report(config, num_entries, records, left_out, seconds):
         "buckets": [{"height": height, "width": width, "frames": frames, "clips": buckets[i]}
                     for i, (height, width, frames) in enumerate(config.clips.buckets)],
         "motion": _quantiles(motion),
+        **{name: len({record["line"] for record in records if record.get(name)}) for name in NOTED},
         "left_out_counts": dict(Counter(item["reason"] for item in left_out).most_common()),
         "left_out": left_out,
         "seconds_of_this_run": {name: round(value, 2) for name, value in seconds.items()},
@@ -38,6 +44,8 @@ def summary(report, most=20):
              f"{report['videos']} videos"]
     lines += [f"  {bucket['clips']:8d} x {bucket['height']}x{bucket['width']}, {bucket['frames']} frames"
               for bucket in report["buckets"]]
+    lines += [f"{report[name]} videos are {text} (filters.allow_{name}: false leaves them out)"
+              for name, text in _ABOUT.items() if report[name]]
     lines += [f"left out: {count} x {reason}" for reason, count in report["left_out_counts"].items()]
     lines += [f"  line {item['line']}: {item['path']}: {item['reason']}: {item['detail']}"
               for item in report["left_out"][:most]]

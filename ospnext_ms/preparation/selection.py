@@ -13,6 +13,9 @@ from ospnext_ms.data.manifest import Entry
 MISSING, UNREADABLE, CRASHED = "no such file", "unreadable", "the decoder crashed"
 SHORT, LONG, SMALL, SHAPE = "too short", "too long", "too small", "aspect ratio"
 SLOW_RATE, MOTION = "frame rate below the target", "motion"
+INTERLACED, HDR = "interlaced", "HDR"
+# Properties of a video that are noted in a clip's record.
+NOTED = ("interlaced", "hdr")
 # Rates such as 23.976 count as 24, and 29.97 as 30.
 _RATE_TOLERANCE = 0.005
 
@@ -55,12 +58,12 @@ def load_entry(entry: Entry, config) -> tuple[list, list]:
         return [], [LeftOut(entry.line, entry.path, *rejected.args)]
     except FileNotFoundError as error:
         return [], [LeftOut(entry.line, entry.path, MISSING, str(error))]
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return [], [LeftOut(entry.line, entry.path, UNREADABLE, str(error))]
     clips, left_out = [], []
     for number, part in enumerate(_parts(start, stop, info, bucket, config)):
         try:
-            clips.append(_load_clip(entry, number, path, part, bucket, config))
+            clips.append(_load_clip(entry, number, path, info, part, bucket, config))
         except _Rejected as rejected:
             left_out.append(LeftOut(entry.line, entry.path, *rejected.args))
         except (ValueError, OSError) as error:
@@ -70,10 +73,12 @@ def load_entry(entry: Entry, config) -> tuple[list, list]:
 
 
 def _window(entry, info):
-    start = entry.start_frame / info.fps
-    stop = info.seconds if entry.end_frame is None else min(entry.end_frame / info.fps, info.seconds)
+    start = info.time_of(entry.start_frame) if entry.start is None else entry.start
+    stop = info.seconds if entry.end_frame is None else info.time_of(entry.end_frame)
+    stop = stop if entry.end is None else min(entry.end, stop)
     if start >= stop:
-        raise _Rejected(SHORT, f"it ends at {info.seconds:.2f} s, before start_frame {entry.start_frame}")
+        wanted = f"start_frame {entry.start_frame}" if entry.start is None else f"start {entry.start} s"
+        raise _Rejected(SHORT, f"it ends at {info.seconds:.2f} s, before {wanted}")
     return start, stop
 
 
@@ -86,7 +91,12 @@ def _choose_bucket(info, seconds, config):
     _check(SHAPE, "width/height", aspect, filters.min_aspect, filters.max_aspect)
     _check(SHORT, "seconds", seconds, filters.min_seconds, None)
     _check(LONG, "seconds", seconds, None, filters.max_seconds)
-    if info.fps < clips.fps * (1 - _RATE_TOLERANCE):
+    if info.interlaced and not filters.allow_interlaced:
+        raise _Rejected(INTERLACED, "its frames are made of two fields; filters.allow_interlaced is false")
+    if info.hdr and not filters.allow_hdr:
+        raise _Rejected(HDR, "its brightness is that of HDR (PQ or HLG); filters.allow_hdr is false")
+    # A single picture has no rate.
+    if len(info.times) > 1 and info.fps < clips.fps * (1 - _RATE_TOLERANCE):
         raise _Rejected(SLOW_RATE, f"{info.fps:.3f} frames per second; the target is {clips.fps}")
     # Half a millisecond for the rounding of times in containers.
     fitting = [i for i, (_, _, frames) in enumerate(clips.buckets)
@@ -128,19 +138,20 @@ def _parts(start, stop, info, bucket, config):
     span = clip_span(config.clips.buckets[bucket][2], config.clips.fps, info.fps)
     count = max(1, min(config.clips.clips_per_video, int((stop - start) / span)))
     edges = np.linspace(start, stop, count + 1).tolist()
-    return [(*part, info.fps) for part in zip(edges, edges[1:], strict=False)]
+    return list(zip(edges, edges[1:], strict=False))
 
 
-def _load_clip(entry, number, path, part, bucket, config):
-    *part, source_fps = part
+def _load_clip(entry, number, path, info, part, bucket, config):
     height, width, frames = config.clips.buckets[bucket]
     rng = np.random.default_rng([config.clips.seed, entry.line, number])
-    begin = draw_start(rng, part, frames, config.clips.fps, source_fps)
+    begin = draw_start(rng, part, frames, config.clips.fps, info.fps)
     clip = read_clip(path, begin, config.clips.fps, frames, height, width)
     motion = measure_motion(clip, config.clips.fps)
     _check(MOTION, "motion", motion, config.filters.min_motion, config.filters.max_motion)
     record = {"name": f"{entry.line:08d}-{number}", "line": entry.line, "path": entry.path, "bucket": bucket,
-              "start": begin, "motion": round(motion, 3), "part": part, "fps": source_fps}
+              "start": begin, "motion": round(motion, 3), "part": list(part), "fps": info.fps}
+    # Said of those that are, so that the report can count them.
+    record |= {name: True for name in NOTED if getattr(info, name)}
     if config.cache.contents == "latents":
         return Clip(record["name"], record, clip)
     check_decodes(path, *part)

@@ -90,7 +90,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no video file .*a\.mp4"):
         read_video(tmp_path / "a.mp4")
     (tmp_path / "a.mp4").write_text("no video")
-    with pytest.raises(ValueError, match=r"a\.mp4 cannot be decoded"):
+    with pytest.raises(ValueError, match=r"a\.mp4 cannot be opened"):
         read_video(tmp_path / "a.mp4")
 
 

@@ -226,6 +226,15 @@ def test_training_straight_from_videos(quick, configure, model_files, videos, tm
     shutil.rmtree(gone)
 
 
+def test_a_cache_without_a_clip_is_an_error_after_its_report(quick, configure, tmp_path):
+    with pytest.raises(ValueError, match=r"no clip of the 5 videos was kept \(3 x too short, 1 x unreadable") as caught:
+        prepare_data.prepare(configure(filters={"min_seconds": 9.0}))
+    assert str(tmp_path / "cache" / cache.REPORT) in str(caught.value)
+    assert json.loads((tmp_path / "cache" / cache.REPORT).read_text())["clips"] == 0
+    with pytest.raises(FileNotFoundError, match="is not finished"):
+        cache.Cache(tmp_path / "cache")
+
+
 def test_the_command(quick, configure, videos, model_files, tmp_path, capsys, monkeypatch):
     path = tmp_path / "run.yaml"
     path.write_text(f"""

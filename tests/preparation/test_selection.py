@@ -1,5 +1,6 @@
 """Which videos become which clips, and the reasons given for the others."""
 
+import cv2
 import pytest
 
 from ospnext_ms.config.prepare_data import PrepareDataConfig
@@ -7,7 +8,7 @@ from ospnext_ms.config.reader import read_section
 from ospnext_ms.data.manifest import Entry
 from ospnext_ms.data.video import write_mp4
 from ospnext_ms.preparation.selection import load_entry
-from tests.support.videos import numbers, panning, write_counting
+from tests.support.videos import counting_frames, numbers, panning, write_counting, write_with
 
 TEXT_ENCODER = {"vocab_size": 8, "dim": 4, "ffn_dim": 4, "num_heads": 1, "num_layers": 1, "checkpoint": "c",
                 "tokenizer": "t"}
@@ -20,6 +21,14 @@ def folder(tmp_path_factory):
     write_counting(folder / "wide.mp4", count=32, fps=8, height=32, width=96)
     write_mp4(folder / "pan.mp4", panning(17, 2), fps=8, crf=10)
     (folder / "broken.mp4").write_text("no video")
+    write_with(folder / "interlaced.ts", panning(17, 2), file_format="mpegts", options={"x264-params": "tff=1"})
+    write_with(folder / "pq.mp4", panning(17, 2), curve=16)
+    # Frames 0-15 at 16 a second, then every fourth time: 4.5 a second on average.
+    write_with(folder / "uneven.mp4", counting_frames(32), fps=16, pts=[*range(16), *range(16, 16 + 64, 4)])
+    write_with(folder / "stream.ts", counting_frames(32), file_format="mpegts", gop=32)
+    write_with(folder / "sound.mkv", counting_frames(32), sound_seconds=5.5)
+    write_with(folder / "mirrored.mp4", counting_frames(32), matrix=(-1, 0, 0, 1))
+    cv2.imwrite(str(folder / "picture.png"), panning(1, 1)[0])
     return folder
 
 
@@ -94,6 +103,10 @@ def test_small_videos_are_enlarged_where_asked_for(folder):
 
 @pytest.mark.parametrize(("name", "entry", "changes", "reason", "detail"), [
     ("none.mp4", {}, {}, "no such file", "none.mp4"),
+    ("x" * 256 + ".mp4", {}, {}, "unreadable", "File name too long"),
+    ("a.mp4", {"start": 5.0}, {}, "too short", "before start 5.0 s"),
+    ("interlaced.ts", {}, {"filters__allow_interlaced": False}, "interlaced", "made of two fields"),
+    ("pq.mp4", {}, {"filters__allow_hdr": False}, "HDR", "allow_hdr is false"),
     ("broken.mp4", {}, {}, "unreadable", "broken.mp4 cannot be opened"),
     ("a.mp4", {}, {"clips__buckets": [[64, 96, 33]]}, "too short", "4.00 s at 8.000 frames per second"),
     ("a.mp4", {"start_frame": 24}, {}, "too short", "1.00 s"),
@@ -115,6 +128,32 @@ def test_what_is_left_out_and_why(folder, name, entry, changes, reason, detail):
     assert clips == []
     assert (left_out.line, left_out.path, left_out.reason) == (7, name, reason)
     assert detail in left_out.detail
+
+
+def test_frames_are_counted_as_they_are_shown(folder):
+    entry = {"start_frame": 16, "end_frame": 24}
+    for seed in range(5):
+        (clip,), _ = load(folder, "uneven.mp4", entry, clips__fps=4, clips__buckets=[[64, 96, 5]], clips__seed=seed)
+        assert clip.record["part"] == [1.0, 3.0]
+        assert set(numbers(clip.frames)) <= set(range(16, 24))
+    by_seconds = load(folder, "uneven.mp4", {"start": 1.0, "end": 3.0}, clips__fps=4, clips__buckets=[[64, 96, 5]])
+    assert by_seconds[0][0].record["part"] == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("contents", ["latents", "videos"])
+@pytest.mark.parametrize("name", ["stream.ts", "sound.mkv", "mirrored.mp4", "interlaced.ts", "pq.mp4"])
+def test_containers_are_read_for_both_kinds_of_cache(folder, name, contents):
+    vae = {"dim": 4, "checkpoint": "c"} if contents == "latents" else None
+    (clip,), left_out = load(folder, name, cache__contents=contents, model__vae=vae)
+    assert left_out == []
+    assert clip.record["part"] == [0.0, pytest.approx(17 / 8 if name in ("interlaced.ts", "pq.mp4") else 4.0, abs=1e-3)]
+    assert (clip.record.get("interlaced", False), clip.record.get("hdr", False)) == (
+        name == "interlaced.ts", name == "pq.mp4")
+
+
+def test_pictures_are_clips_of_one_frame_at_any_rate(folder):
+    (clip,), _ = load(folder, "picture.png", clips__buckets=[[64, 96, 1], [64, 96, 9]], clips__fps=30)
+    assert clip.frames.shape == (1, 64, 96, 3)
 
 
 def test_moving_pictures_pass_the_motion_filter(folder):
