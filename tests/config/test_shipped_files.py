@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import json
 import math
+import re
 from contextlib import suppress
 
 import pytest
@@ -18,7 +19,7 @@ from ospnext_ms.config.post_train import PostTrainConfig
 from ospnext_ms.config.prepare_data import PrepareDataConfig
 from ospnext_ms.config.reader import ConfigError, load_config, read_section
 from ospnext_ms.config.train import TrainConfig
-from ospnext_ms.config.yaml_files import read_values, set_value
+from ospnext_ms.config.yaml_files import EXTENDS, parse_yaml, read_values, set_value
 from tests.support.paths import CONFIGS, GOLDEN
 
 CLASSES = {"generate": GenerateConfig, "train": TrainConfig, "post_train": PostTrainConfig,
@@ -67,6 +68,26 @@ def test_every_file_is_in_the_table():
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_means_what_it_meant(name):
     assert resolved(name) == golden()[name]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_extends_another_holds_what_differs(name):
+    path = CONFIGS / name
+    text = path.read_text(encoding="utf-8")
+    own = parse_yaml(text, name)
+    if EXTENDS not in own:
+        return
+    extended = dict(leaves("", read_values(path.parent / own.pop(EXTENDS))[0]))
+    assert [key for key, value in leaves("", own) if extended.get(key) == value] == []
+    settings = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert len(settings) <= (15 if name.endswith("_hif8.yaml") else 30)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_head_says_the_command(name):
+    head = (CONFIGS / name).read_text(encoding="utf-8").split("\n\n")[0]
+    command = name.split("/")[0].replace("_", "-")
+    assert re.search(rf"{command} (--config )?yaml_configs/{name}", re.sub(r"\\\n#\s*", "", head))
 
 
 @pytest.mark.parametrize("folder", CLASSES)
