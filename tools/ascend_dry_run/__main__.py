@@ -1,0 +1,58 @@
+"""Compiles for Ascend without a device, and tells what MindSpore decided.
+
+    python -m tools.ascend_dry_run                              # all small cases
+    python -m tools.ascend_dry_run forward hif8-native-gradient --json
+    python -m tools.ascend_dry_run --config yaml_configs/train/14b.yaml --layers 8 --full 4 --rank 0 --world 8
+
+What it can tell: graphs that do not compile for Ascend, operators without an Ascend kernel, which operators take the
+legacy path (aclop), planned peak memory without workspaces, the order of collectives of every rank. What it cannot:
+numbers, speed, what CANN itself would refuse (dtypes, layouts, sizes), deadlocks, choices that depend on the chip
+(MindSpore is told no SoC name here). aclop is a catch-all: that an operator is listed there does not say that CANN has it.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from tools.ascend_dry_run.paths import PATHS, from_config
+from tools.ascend_dry_run.report import table
+from tools.ascend_dry_run.run import run_case
+
+
+def main(argv=None):
+    """Returns the exit code: 1 where a case did not compile."""
+    parser = argparse.ArgumentParser(prog="python -m tools.ascend_dry_run", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", nargs="*", help=f"of {', '.join(PATHS)}; default: all of them")
+    parser.add_argument("--config", metavar="F", help="compile what a run of this YAML file would compile")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--layers", type=int, help="blocks instead of the configuration's")
+    parser.add_argument("--full", type=int, help="full blocks among them")
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--world", type=int, default=1, help="number of processes")
+    parser.add_argument("--timeout", type=int, default=3600, help="seconds for one case")
+    parser.add_argument("--log", metavar="FILE", help="keep MindSpore's log of the last case here")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(argv)
+    unknown = [name for name in options.case if name not in PATHS]
+    if unknown or (options.case and options.config):
+        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(PATHS)}" if unknown
+                     else "give cases or --config, not both")
+    try:
+        if options.config:
+            jobs = from_config(options.config, options.overrides, options.layers, options.full, options.world)
+        else:
+            jobs = {name: PATHS[name] for name in options.case or PATHS}
+        reports = [run_case(job.case, job.options, title, options.rank if options.config else job.rank,
+                            options.world if options.config else job.size, options.timeout, options.log)
+                   for title, job in jobs.items()]
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps([dataclasses.asdict(report) for report in reports], indent=1) if options.json else table(reports))
+    return 1 if any(report.error for report in reports) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
