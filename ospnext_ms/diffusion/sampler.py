@@ -11,6 +11,8 @@ from mindspore import Tensor, ops
 
 from ospnext_ms.diffusion.flow import NUM_TRAIN_TIMESTEPS, inference_sigmas
 from ospnext_ms.diffusion.unipc import UniPCSampler
+from ospnext_ms.kernels.reductions import mean_per_sample
+from ospnext_ms.kernels.timesteps import log
 
 NOISE_KINDS = ("osp", "flow_grpo")
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -146,17 +148,10 @@ def sde_step(velocity, sample, sigma, sigma_next, std, noise=None, prev_sample=N
 def _gaussian_log_density(x, mean, std):
     """log N(x; mean, std^2), averaged over all dimensions but the first: [B]. std: number or [B, 1, ...]."""
     z = (x - mean) / std
-    log_std = _log(std).reshape(-1) if isinstance(std, Tensor) else math.log(std)
+    log_std = log(std).reshape(-1) if isinstance(std, Tensor) else math.log(std)
     # One reduction over all axes: after flattening, the CPU kernel would add millions of values up one by one.
-    return -0.5 * (z * z).mean(tuple(range(1, x.ndim))) - log_std - HALF_LOG_2PI
+    return -0.5 * mean_per_sample(z * z) - log_std - HALF_LOG_2PI
 
-
-def _log(levels):
-    """Logarithm, fp32, of a few numbers, by way of fp64: it repeats to the bit.
-
-    The CPU's fp32 kernels of log and pow (not sqrt) round by how threads share the elements, chosen by timing.
-    """
-    return ops.log(levels.astype(ms.float64)).astype(ms.float32)
 
 
 def _level(value, sample):

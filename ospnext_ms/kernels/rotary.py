@@ -19,18 +19,16 @@ class RotatePairs(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.by_halves = on_ascend()
+        self.native = on_ascend()
 
     def construct(self, x_BNHD, cos_ND, sin_ND):
         x = x_BNHD.astype(ms.float32)
-        return _by_halves(x, cos_ND, sin_ND) if self.by_halves else _by_product(x, cos_ND, sin_ND)
+        return _by_operator(x, cos_ND, sin_ND) if self.native else _by_product(x, cos_ND, sin_ND)
 
 
-def _by_halves(x, cos_ND, sin_ND):
-    batch, num_tokens, num_heads, head_dim = x.shape
-    even, odd = ops.split(x.reshape(batch, num_tokens, num_heads, head_dim // 2, 2), 1, -1)
-    cos, sin = cos_ND.reshape(1, num_tokens, 1, -1, 1), sin_ND.reshape(1, num_tokens, 1, -1, 1)
-    return ops.cat((even * cos - odd * sin, even * sin + odd * cos), -1).reshape(x.shape)
+def _by_operator(x, cos_ND, sin_ND):
+    """One call of RotaryPositionEmbedding; mode 1 rotates interleaved pairs."""
+    return ops.rotary_position_embedding(x, _for_both(cos_ND), _for_both(sin_ND), 1)
 
 
 def _by_product(x, cos_ND, sin_ND):

@@ -9,20 +9,22 @@ from functools import partial
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from ospnext_ms.kernels.activations import GELU
 from ospnext_ms.kernels.attention import Attention, default_attention
+from ospnext_ms.kernels.slices import chunk
+from ospnext_ms.kernels.timesteps import Sinusoid
 from ospnext_ms.models.attention import CrossAttention, SelfAttention
 from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.models.layers import (
+    GatedUpdate,
     LayerNorm,
     Linear,
     PatchEmbedding,
     SiLU,
     timestep_frequencies,
-    timestep_sinusoid,
 )
 from ospnext_ms.models.sequence import PackedSequence
 
@@ -52,22 +54,17 @@ class DiTBlock(nn.Cell):
         self.cross_attn = CrossAttention(dim, config.num_heads, linear, cross_attention, dtype)
         self.norm2 = LayerNorm(dim, affine=False)
         self.ffn = nn.SequentialCell(linear(dim, config.ffn_dim), GELU(), linear(config.ffn_dim, dim))
+        self.update = GatedUpdate()
         self.modulation = Parameter(initializer(Normal(dim**-0.5), (1, 6, dim), ms.float32), name="modulation")
 
     def construct(self, x_BNC, e0_B6C, text_BLC, cos_ND, sin_ND, grid, pattern):
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = ops.chunk(self.modulation + e0_B6C, 6, 1)
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = chunk(self.modulation + e0_B6C, 6, 1)
         y = self.self_attn(self.norm1(x_BNC) * (1 + scale_a) + shift_a, cos_ND, sin_ND, grid, pattern)
-        x_BNC = _update(x_BNC, y, gate_a)
-        x_BNC = _update(x_BNC, self.cross_attn(self.norm3(x_BNC), text_BLC))
+        x_BNC = self.update(x_BNC, y, gate_a)
+        y = self.cross_attn(self.norm3(x_BNC), text_BLC)
+        x_BNC = (x_BNC.astype(ms.float32) + y.astype(ms.float32)).astype(x_BNC.dtype)
         y = self.ffn(self.norm2(x_BNC) * (1 + scale_f) + shift_f)
-        return _update(x_BNC, y, gate_f)
-
-
-def _update(x, y, gate=None):
-    y = y.astype(ms.float32)
-    if gate is not None:
-        y = y * gate
-    return (x.astype(ms.float32) + y).astype(x.dtype)
+        return self.update(x_BNC, y, gate_f)
 
 
 class Head(nn.Cell):
@@ -83,7 +80,7 @@ class Head(nn.Cell):
         self.modulation = Parameter(initializer(Normal(dim**-0.5), (1, 2, dim), ms.float32), name="modulation")
 
     def construct(self, x_BNC, e_BC):
-        shift, scale = ops.chunk(self.modulation + e_BC.expand_dims(1), 2, 1)
+        shift, scale = chunk(self.modulation + e_BC.expand_dims(1), 2, 1)
         return self.head(self.norm(x_BNC) * (1 + scale) + shift)
 
 
@@ -126,7 +123,7 @@ class OSPNextDiT(nn.Cell):
         self.sequence = sequence
         self.patch_embedding = PatchEmbedding(config.in_channels, dim, config.patch_size, dtype, param_dtype)
         self.text_embedding = nn.SequentialCell(plain(config.text_dim, dim), GELU(), plain(dim, dim))
-        self.frequencies = Tensor(timestep_frequencies(config.freq_dim), ms.float64)
+        self.sinusoid = Sinusoid(timestep_frequencies(config.freq_dim))
         self.time_embedding = nn.SequentialCell(Linear(config.freq_dim, dim), SiLU(), Linear(dim, dim))
         self.time_projection = nn.SequentialCell(SiLU(), Linear(dim, 6 * dim))
         patterns = config.block_patterns
@@ -157,7 +154,7 @@ class OSPNextDiT(nn.Cell):
 
     def embed_time(self, t_B):
         """Timestep [B] -> e [B, C] for the head and e0 [B, 6, C] for the blocks, fp32."""
-        e_BC = self.time_embedding(timestep_sinusoid(t_B, self.frequencies))
+        e_BC = self.time_embedding(self.sinusoid(t_B))
         return e_BC, self.time_projection(e_BC).reshape(e_BC.shape[0], 6, -1)
 
     def embed_text(self, text_BLC):

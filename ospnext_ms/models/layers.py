@@ -8,19 +8,9 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import XavierUniform, initializer
 
 from ospnext_ms.kernels import norms
+from ospnext_ms.kernels.linear import project
 
 NORM_EPS = 1e-6
-
-
-def project(x, weight, bias=None):
-    """x [..., in], weight [out, in] and bias [out] of one dtype -> x weight^T + bias [..., out].
-
-    On CPU twice as fast as ops.dense, and BiasAdd is faster there than a sum that broadcasts.
-    """
-    y = ops.MatMul(transpose_b=True)(x.reshape(-1, x.shape[-1]), weight)
-    if bias is not None:
-        y = ops.BiasAdd()(y, bias)
-    return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def identity(x):
@@ -68,7 +58,7 @@ class LayerNorm(nn.Cell):
     def construct(self, x):
         if self.affine:
             return norms.layer_norm(x, self.weight, self.bias, NORM_EPS)
-        return norms.layer_norm(x, ops.ones((self.dim,), ms.float32), ops.zeros((self.dim,), ms.float32), NORM_EPS)
+        return norms.layer_norm(x, None, None, NORM_EPS)
 
 
 class RMSNorm(nn.Cell):
@@ -80,6 +70,22 @@ class RMSNorm(nn.Cell):
 
     def construct(self, x):
         return norms.rms_norm(x, self.weight, NORM_EPS)
+
+
+class GatedUpdate(nn.Cell):
+    """x + gate * y, computed in fp32 and rounded once to the dtype of x: how a block changes the residual stream.
+
+    Inputs: x [B, N, C]; y [B, N, C] of any float dtype; gate [B, 1, C] fp32. With a gradient of its own, because
+    MindSpore's recomputation of a block keeps everything of it where the product's is derived (docs/ascend.md).
+    """
+
+    def construct(self, x_BNC, y_BNC, gate_B1C):
+        return (x_BNC.astype(ms.float32) + y_BNC.astype(ms.float32) * gate_B1C).astype(x_BNC.dtype)
+
+    def bprop(self, x_BNC, y_BNC, gate_B1C, out, dout):
+        dout_BNC = dout.astype(ms.float32)
+        dgate_B1C = (dout_BNC * y_BNC.astype(ms.float32)).sum(1, keepdims=True)
+        return dout.astype(x_BNC.dtype), (dout_BNC * gate_B1C).astype(y_BNC.dtype), dgate_B1C
 
 
 class SiLU(nn.Cell):
@@ -113,9 +119,3 @@ def timestep_frequencies(freq_dim):
     """Frequencies 10000^(-i / (freq_dim/2)) of the timestep sinusoid, NumPy float64 [freq_dim / 2]."""
     half = freq_dim // 2
     return 10000.0 ** (-np.arange(half) / half)
-
-
-def timestep_sinusoid(t_B, frequencies):
-    """[cos(t f), sin(t f)] in float64 (t reaches 1000, so fp32 would lose digits), returned in fp32 [B, freq_dim]."""
-    angles = t_B.astype(ms.float64).reshape(-1, 1) * frequencies.reshape(1, -1)
-    return ops.cat((ops.cos(angles), ops.sin(angles)), 1).astype(ms.float32)

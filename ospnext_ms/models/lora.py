@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from ospnext_ms.kernels.assign import assign_values
-from ospnext_ms.models.layers import project
+from ospnext_ms.kernels.linear import project
 from ospnext_ms.models.lora_config import LoRAConfig, merged_weight
 
 __all__ = ["Adapters", "LoRAConfig", "LowRank", "merged_weight"]

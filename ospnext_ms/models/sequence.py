@@ -8,18 +8,25 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
+from ospnext_ms.kernels.slices import Permute, narrow, split
 from ospnext_ms.models.rope import rope_table
 from ospnext_ms.skiparse import SkiparsePlan
 
 
 @constexpr
-def _indices(grid, sparse_ratio, name):
-    return Tensor(getattr(SkiparsePlan(grid, sparse_ratio), name), ms.int32)
+def _order(grid, sparse_ratio, pattern):
+    """Gather into the order of `pattern`, and back."""
+    plan = SkiparsePlan(grid, sparse_ratio)
+    return Tensor(plan.order(pattern), ms.int32), Tensor(plan.natural_from(pattern), ms.int32)
 
 
 @constexpr
-def _natural_from(grid, sparse_ratio, pattern):
-    return Tensor(SkiparsePlan(grid, sparse_ratio).natural_from(pattern), ms.int32)
+def _switch(grid, sparse_ratio, target):
+    """Gather from the other pattern's order into that of `target`, and back."""
+    plan = SkiparsePlan(grid, sparse_ratio)
+    gathers = plan.token_to_group, plan.group_to_token
+    order, inverse = gathers if target == "group" else gathers[::-1]
+    return Tensor(order, ms.int32), Tensor(inverse, ms.int32)
 
 
 @constexpr
@@ -52,19 +59,22 @@ class PackedSequence(nn.Cell):
     def __init__(self, sparse_ratio):
         super().__init__()
         self.sparse_ratio = sparse_ratio
+        self.permute = Permute(1)
 
     def enter(self, x_BNC, grid):
         """Natural order -> token order."""
-        return ops.gather(x_BNC, _indices(grid, self.sparse_ratio, "token_order"), 1)
+        order, inverse = _order(grid, self.sparse_ratio, "token")
+        return self.permute(x_BNC, order, inverse)
 
     def switch(self, x_BNC, grid, target):
         """The other pattern's order -> the order of `target`."""
-        name = "token_to_group" if target == "group" else "group_to_token"
-        return ops.gather(x_BNC, _indices(grid, self.sparse_ratio, name), 1)
+        order, inverse = _switch(grid, self.sparse_ratio, target)
+        return self.permute(x_BNC, order, inverse)
 
     def leave(self, x_BNC, grid, pattern):
         """Order of `pattern` -> natural order."""
-        return ops.gather(x_BNC, _natural_from(grid, self.sparse_ratio, pattern), 1)
+        order, inverse = _order(grid, self.sparse_ratio, pattern)
+        return self.permute(x_BNC, inverse, order)
 
     def rope(self, grid, pattern, head_dim):
         """(cos, sin) [N, D/2] fp32 in the order of `pattern`."""
@@ -90,11 +100,11 @@ def attend_sub_sequences(attention, q_BNHD, k_BNHD, v_BNHD, lengths):
     if len(groups) == 1 and len(groups[0]) == len(lengths):
         shape = (batch * len(lengths), lengths[0], num_heads, head_dim)
         return attention(q_BNHD.reshape(shape), k_BNHD.reshape(shape), v_BNHD.reshape(shape)).reshape(q_BNHD.shape)
-    q_parts, k_parts, v_parts = (ops.split(x, lengths, 1) for x in (q_BNHD, k_BNHD, v_BNHD))
+    q_parts, k_parts, v_parts = (split(x, lengths, 1) for x in (q_BNHD, k_BNHD, v_BNHD))
     outputs = list(q_parts)
     for positions in groups:
         q, k, v = (ops.cat([parts[i] for i in positions], 0) for parts in (q_parts, k_parts, v_parts))
         out = attention(q, k, v)
         for n, i in enumerate(positions):
-            outputs[i] = out[n * batch : (n + 1) * batch]
+            outputs[i] = narrow(out, 0, n * batch, batch)
     return ops.cat(outputs, 1)

@@ -20,6 +20,7 @@ from mindspore import int32 as ms_int32
 from mindspore.ops import constexpr
 
 from ospnext_ms.kernels.collectives import AllToAll, GatherShared
+from ospnext_ms.kernels.slices import Permute, chunk, take
 from ospnext_ms.models.rope import rope_table
 from ospnext_ms.models.sequence import attend_sub_sequences
 from ospnext_ms.skiparse import SkiparsePlan, other_pattern
@@ -50,27 +51,28 @@ class ParallelSequence(nn.Cell):
         self.full_exchange = AllToAll(mesh.video_group)
         self.sparse_exchange = AllToAll(mesh.ulysses_group)
         self.gather = GatherShared(mesh.video_group)
+        self.permute_rows, self.permute_tokens = Permute(0), Permute(1)
 
     def enter(self, x_BNC, grid):
         """Whole video in natural order -> own tokens in token order."""
-        return ops.gather(x_BNC, _own_tokens(grid, self.degrees, "token", self.s, self.u), 1)
+        return take(x_BNC, _own_tokens(grid, self.degrees, "token", self.s, self.u), 1)
 
     def switch(self, x_BnC, grid, target):
         """Own tokens of the other pattern -> own tokens of `target`."""
         counts, pack, unpack = _switch(grid, self.degrees, target, self.s, self.u)
+        x_BnC = self.permute_tokens(x_BnC, *pack)
         if self.skiparse == 1:
-            return ops.gather(ops.gather(x_BnC, pack, 1), unpack, 1)
+            return self.permute_tokens(x_BnC, *unpack)
         batch, _, width = x_BnC.shape
-        rows = _rows_first(ops.gather(x_BnC, pack, 1)).reshape(-1, batch * width)
-        rows = self.switch_exchange(rows, counts, "switch")
-        return _batch_first(ops.gather(rows, unpack, 0).reshape(-1, batch, width))
+        rows = self.switch_exchange(_rows_first(x_BnC).reshape(-1, batch * width), counts, "switch")
+        return _batch_first(self.permute_rows(rows, *unpack).reshape(-1, batch, width))
 
     def leave(self, x_BnC, grid, pattern):
         """Own tokens -> whole video in natural order, on every rank."""
         batch, _, width = x_BnC.shape
         rows, natural = _leave(grid, self.degrees, pattern)
         x_NW = self.gather(_rows_first(x_BnC).reshape(-1, batch * width), rows, "leave")
-        return _batch_first(ops.gather(x_NW, natural, 0).reshape(-1, batch, width))
+        return _batch_first(self.permute_rows(x_NW, *natural).reshape(-1, batch, width))
 
     def rope(self, grid, pattern, head_dim):
         """(cos, sin) [n, D/2] fp32 of the own tokens."""
@@ -94,10 +96,10 @@ class ParallelSequence(nn.Cell):
         if len(rows) == 1:
             return attend_sub_sequences(attention, q_BnHD, k_BnHD, v_BnHD, lengths)
         received = _to_heads(self.sparse_exchange, (q_BnHD, k_BnHD, v_BnHD), rows, "sparse")
-        received = ops.gather(received, inwards, 0)
+        received = self.permute_rows(received, *inwards)
         q_BNhD, k_BNhD, v_BNhD = _split_heads(received, q_BnHD.shape, len(rows))
         out_BNhD = attend_sub_sequences(attention, q_BNhD, k_BNhD, v_BNhD, lengths)
-        out_NBhD = ops.gather(_rows_first(out_BNhD), outwards, 0)
+        out_NBhD = self.permute_rows(_rows_first(out_BNhD), *outwards)
         return _to_tokens(self.sparse_exchange, out_NBhD, q_BnHD.shape, rows, self.u, "sparse")
 
 
@@ -128,7 +130,8 @@ def _split_heads(x_NW, shape, ranks):
     """[N, 3*B*h*D] -> q, k, v, each [B, N, h, D]."""
     batch, _, heads, head_dim = shape
     x = x_NW.reshape(-1, 3, batch, heads // ranks, head_dim).transpose(1, 2, 0, 3, 4)
-    return x[0], x[1], x[2]
+    shape = x.shape[1:]
+    return tuple(part.reshape(shape) for part in chunk(x, 3, 0))
 
 
 def _to_tokens(exchange, out_NBhD, shape, rows, index, label):
@@ -152,6 +155,11 @@ def _or_padding(indices):
     return Tensor(indices if len(indices) else [0], ms_int32)
 
 
+def _with_inverse(permutation):
+    """Two gathers that undo each other, of a permutation; see _or_padding."""
+    return _or_padding(permutation), _or_padding(np.argsort(permutation))
+
+
 @lru_cache(maxsize=1024)
 def _count_rows(grid, degrees, pattern):
     _, skiparse, ulysses = degrees
@@ -172,7 +180,7 @@ def _switch(grid, degrees, target, s, u):
     if target == "token":
         counts = tuple(zip(*counts, strict=True))
     pack, unpack = plan.switch_gathers(other_pattern(target), s, u)
-    return counts, _or_padding(pack), _or_padding(unpack)
+    return counts, _with_inverse(pack), _with_inverse(unpack)
 
 
 @constexpr
@@ -182,7 +190,7 @@ def _leave(grid, degrees, pattern):
     _, skiparse, ulysses = degrees
     ranks = [(s, u) for s in range(skiparse) for u in range(ulysses)]
     order = np.concatenate([plan.rank_tokens(pattern, s, u) for s, u in ranks])
-    return _count_rows(grid, degrees, pattern), Tensor(np.argsort(order), ms_int32)
+    return _count_rows(grid, degrees, pattern), _with_inverse(np.argsort(order))
 
 
 @constexpr
@@ -209,7 +217,7 @@ def _sub_sequences(grid, degrees, pattern, s):
     ids = np.concatenate([np.repeat(np.arange(parts.shape[1]), part) for part in parts])
     inwards = np.argsort(ids, kind="stable")
     rows = tuple(parts.sum(1).tolist())
-    return rows, tuple(parts.sum(0).tolist()), _or_padding(inwards), _or_padding(np.argsort(inwards))
+    return rows, tuple(parts.sum(0).tolist()), _with_inverse(inwards), _with_inverse(np.argsort(inwards))
 
 
 @constexpr

@@ -12,6 +12,7 @@ from mindspore import nn, ops
 
 from ospnext_ms.hif8_format import SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
 from ospnext_ms.kernels.hif8_operators import ALONE, MatMul, Quantize, Scale, choose_backend
+from ospnext_ms.kernels.linear import add_bias
 from ospnext_ms.models.layers import Linear
 from ospnext_ms.quant.recipe import HiF8Recipe
 
@@ -69,7 +70,7 @@ class HiF8Linear(Linear):
         x_MK = x.reshape(-1, x.shape[-1])
         y = self.product(x_MK, weight, self.input_scale(x_MK), self.weight_scale(weight))
         if self.has_bias:
-            y = ops.BiasAdd()(y, self.bias.astype(self.dtype))
+            y = add_bias(y, self.bias.astype(self.dtype))
         y = y.reshape(*x.shape[:-1], weight.shape[0])
         return y if self.adapter is None else y + self.adapter(x)
 

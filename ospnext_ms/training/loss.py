@@ -3,6 +3,7 @@
 from mindspore import nn, ops
 
 from ospnext_ms.diffusion.flow import add_noise, velocity_target
+from ospnext_ms.kernels.reductions import mean
 
 
 class VelocityLoss(nn.Cell):
@@ -17,4 +18,4 @@ class VelocityLoss(nn.Cell):
 
     def construct(self, x0, noise, sigma, text):
         velocity = self.net(add_noise(x0, noise, sigma), 1000.0 * sigma, text)
-        return ops.square(velocity - velocity_target(x0, noise)).mean()
+        return mean(ops.square(velocity - velocity_target(x0, noise)))

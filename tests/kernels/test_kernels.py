@@ -26,14 +26,6 @@ def test_contract_holds(name, check):
     assert "relative error" in check()
 
 
-def test_both_ways_to_rotate_pairs_agree_bit_by_bit(monkeypatch):
-    rng = np.random.default_rng(0)
-    x, cos, sin = (Tensor(rng.normal(size=shape).astype(np.float32)) for shape in ((2, 6, 3, 10), (6, 5), (6, 5)))
-    by_product = rotary.RotatePairs()(x, cos, sin)
-    monkeypatch.setattr(rotary, "on_ascend", lambda: True)
-    np.testing.assert_array_equal(by_product.asnumpy(), rotary.RotatePairs()(x, cos, sin).asnumpy())
-
-
 @pytest.mark.parametrize("scores", [1, 5000, 2**24])
 def test_block_size_does_not_change_the_result(monkeypatch, scores):
     q, k, v = _qkv(37, 50)

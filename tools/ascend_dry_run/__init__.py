@@ -1,1 +1,1 @@
-"""Ascend graphs compiled without a device: MindSpore's own front end, kernel selection and memory planning on stub CANN."""
+"""Ascend graphs compiled without a device: MindSpore's front end, kernel selection and memory planning on stub CANN."""

@@ -7,7 +7,8 @@
 What it can tell: graphs that do not compile for Ascend, operators without an Ascend kernel, which operators take the
 legacy path (aclop), planned peak memory without workspaces, the order of collectives of every rank. What it cannot:
 numbers, speed, what CANN itself would refuse (dtypes, layouts, sizes), deadlocks, choices that depend on the chip
-(MindSpore is told no SoC name here). aclop is a catch-all: that an operator is listed there does not say that CANN has it.
+(MindSpore is told no SoC name here). aclop is a catch-all: that an operator is listed there does not say that CANN has
+it.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """What is compiled: every path that the product runs on Ascend, with made-up inputs of the right shapes.
 
-Runs in a process of its own, in MindSpore's dry run: python -m tools.ascend_dry_run.cases NAME [JSON OPTIONS]. Every stage
-that compiled is told in a line "STAGE name seconds".
+Runs in a process of its own, in MindSpore's dry run: python -m tools.ascend_dry_run.cases NAME [JSON OPTIONS]. Every
+stage that compiled is told in a line "STAGE name seconds".
 """
 
 import json

@@ -29,17 +29,19 @@ OPERATOR_LIBRARIES = ("libopapi.so", "libnnopbase.so", "libcust_opapi.so", "liba
 # What every aclnn operator library has beside its operators.
 OPERATOR_BASE = """
     aclnnInit aclnnFinalize aclCreateTensor aclDestroyTensor aclCreateScalar aclDestroyScalar aclCreateIntArray
-    aclDestroyIntArray aclCreateFloatArray aclDestroyFloatArray aclCreateBoolArray aclDestroyBoolArray aclCreateTensorList
-    aclDestroyTensorList aclCreateScalarList aclDestroyScalarList aclSetAclOpExecutorRepeatable aclDestroyAclOpExecutor
-    aclSetTensorAddr aclSetDynamicTensorAddr aclSetInputTensorAddr aclSetOutputTensorAddr aclSetDynamicInputTensorAddr
-    aclSetDynamicOutputTensorAddr InitHugeMemThreadLocal UnInitHugeMemThreadLocal ReleaseHugeMem InitPTACacheThreadLocal
-    SetPTAHashKey CanUsePTACache PTAGetExecCache PTAFindExecCache InitPTACacheThreadLocalV2 SetPTAHashKeyV2
-    PTAGetExecCacheV2 PTAFindExecCacheV2 AddTensorAddrToCachedList aclDumpOpTensors SetDumpMode
-""".split()
+    aclDestroyIntArray aclCreateFloatArray aclDestroyFloatArray aclCreateBoolArray aclDestroyBoolArray
+    aclCreateTensorList aclDestroyTensorList aclCreateScalarList aclDestroyScalarList
+    aclSetAclOpExecutorRepeatable aclDestroyAclOpExecutor aclSetTensorAddr aclSetDynamicTensorAddr
+    aclSetInputTensorAddr aclSetOutputTensorAddr aclSetDynamicInputTensorAddr aclSetDynamicOutputTensorAddr
+    InitHugeMemThreadLocal UnInitHugeMemThreadLocal ReleaseHugeMem InitPTACacheThreadLocal SetPTAHashKey
+    CanUsePTACache PTAGetExecCache PTAFindExecCache InitPTACacheThreadLocalV2 SetPTAHashKeyV2 PTAGetExecCacheV2
+    PTAFindExecCacheV2 AddTensorAddrToCachedList aclDumpOpTensors SetDumpMode
+""".split()  # noqa: SIM905  (a column of names)
 # The system's own libraries, whose symbols need no stubs.
-SYSTEM = ("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1", "libz.so.1", "ld-linux-x86-64.so.2")
-_BY_NAME = re.compile(r"(acl(?!nn)[A-Za-z]*[A-Z]\w*|Hccl[A-Z]\w*|Hcom[A-Z]\w*|rt[A-Z]\w*|aml[A-Z]\w*|Msprof[A-Z]\w*|mstx\w+"
-                      r"|acltdt\w+|aclopCreate\w*)")
+SYSTEM = ("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1", "libz.so.1",
+          "ld-linux-x86-64.so.2")
+_BY_NAME = re.compile(r"(acl(?!nn)[A-Za-z]*[A-Z]\w*|Hccl[A-Z]\w*|Hcom[A-Z]\w*|rt[A-Z]\w*|aml[A-Z]\w*|Msprof[A-Z]\w*"
+                      r"|mstx\w+|acltdt\w+|aclopCreate\w*)")
 _OURSELVES = ("Py", "_Py", "__cxa", "_ITM", "__gmon", "GOMP", "omp_")
 _RETURN_0 = " xorl %eax,%eax\n ret\n"
 
@@ -68,8 +70,8 @@ def environment(root, rank=0, size=1):
     """Environment variables with which a process compiles for Ascend as rank `rank` of `size`."""
     cann = str(root / "ascend-toolkit" / "latest")
     paths = [str(root / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "LD_LIBRARY_PATH": f"{cann}/lib64", "ASCEND_HOME_PATH": cann, "ASCEND_OPP_PATH": f"{cann}/opp",
-            "PYTHONPATH": os.pathsep.join(paths), "MS_SIMULATION_LEVEL": "1", "RANK_ID": str(rank),
+    return {**os.environ, "LD_LIBRARY_PATH": f"{cann}/lib64", "ASCEND_HOME_PATH": cann,
+            "ASCEND_OPP_PATH": f"{cann}/opp", "PYTHONPATH": os.pathsep.join(paths), "MS_SIMULATION_LEVEL": "1", "RANK_ID": str(rank),
             "RANK_SIZE": str(size), "MS_WORKER_NUM": str(size), "GLOG_v": "1"}
 
 
@@ -84,7 +86,8 @@ def _output(*command, text=None):
 
 
 def _symbols(path, which):
-    return {line.split()[-1].split("@")[0] for line in _output("nm", "-D", which, str(path)).splitlines() if line.strip()}
+    lines = _output("nm", "-D", which, str(path)).splitlines()
+    return {line.split()[-1].split("@")[0] for line in lines if line.strip()}
 
 
 class _Builder:
@@ -131,7 +134,7 @@ class _Builder:
         (self.lib / "empty.c").write_text("int stub;\n")
         have = {path.name for path in (*self.own, *self.system)}
         folders = (Path("/lib/x86_64-linux-gnu"), Path("/usr/lib/x86_64-linux-gnu"))
-        absent = {name for name in needed if name not in have and not any((folder / name).exists() for folder in folders)}
+        absent = {name for name in needed - have if not any((folder / name).exists() for folder in folders)}
         for name in sorted({*absent, *OPENED} - {"libascendcl.so"}):
             self._gcc(name, self.lib / "empty.c", "-Wl,--no-as-needed", str(self.lib / "libascendcl.so"),
                       f"-Wl,-rpath,{self.lib}")
