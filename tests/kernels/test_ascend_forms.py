@@ -58,7 +58,7 @@ def test_rms_norm(ascend):
 
 
 def test_rotation(ascend):
-    """RotaryPositionEmbedding of mode 1 (interleaved): x cos + (-x[1], x[0], -x[3], x[2], ...) sin, tables [1, N, 1, D]."""
+    """RotaryPositionEmbedding of mode 1 (interleaved): x cos + (-x[1], x[0], -x[3], ...) sin, tables [1, N, 1, D]."""
     modes = []
 
     def operator(x, cos, sin, mode):
@@ -132,8 +132,8 @@ def test_sinusoid_without_float64(ascend):
 
 
 def test_log_without_float64(ascend):
-    """MindSpore's fp32 kernel on CPU is 2e-6 off at times. A log-probability's ratio does not see it: the same number is
-    taken off both."""
+    """MindSpore's fp32 kernel on CPU is 2e-6 off at times. A log-probability's ratio does not see it: the same number
+    is taken off both."""
     x = np.exp(np.linspace(-8, 1, 100)).astype(np.float32)
     found = timesteps.log(Tensor(x))
     assert found.dtype == ms.float32

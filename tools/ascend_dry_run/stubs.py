@@ -71,8 +71,8 @@ def environment(root, rank=0, size=1):
     cann = str(root / "ascend-toolkit" / "latest")
     paths = [str(root / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "LD_LIBRARY_PATH": f"{cann}/lib64", "ASCEND_HOME_PATH": cann,
-            "ASCEND_OPP_PATH": f"{cann}/opp", "PYTHONPATH": os.pathsep.join(paths), "MS_SIMULATION_LEVEL": "1", "RANK_ID": str(rank),
-            "RANK_SIZE": str(size), "MS_WORKER_NUM": str(size), "GLOG_v": "1"}
+            "ASCEND_OPP_PATH": f"{cann}/opp", "PYTHONPATH": os.pathsep.join(paths), "MS_SIMULATION_LEVEL": "1",
+            "RANK_ID": str(rank), "RANK_SIZE": str(size), "MS_WORKER_NUM": str(size), "GLOG_v": "1"}
 
 
 def _key():
