@@ -17,8 +17,8 @@ from ospnext_ms.models.lora import Adapters
 from ospnext_ms.models.umt5 import UMT5Encoder
 from ospnext_ms.models.vae import WanVAE
 from ospnext_ms.parallel.mesh import Mesh
-from ospnext_ms.parallel.sequence import ParallelSequence
 from ospnext_ms.parallel.sharding import ShardedWeights
+from ospnext_ms.parallel.ssp import ParallelSequence
 from ospnext_ms.quant.network import quantized_parts
 from ospnext_ms.runtime import DTYPES
 from ospnext_ms.storage.open_weights import open_weights

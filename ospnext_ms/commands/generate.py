@@ -2,7 +2,7 @@
 
 from ospnext_ms.config.generate import GenerateConfig
 from ospnext_ms.config.reader import add_config_options, load_config
-from ospnext_ms.generation.generate import generate
+from ospnext_ms.generation.run import generate
 
 
 def add_arguments(parser):

@@ -18,8 +18,7 @@ from ospnext_ms.data.text import Tokenizer, pad_text
 from ospnext_ms.data.video import write_mp4
 from ospnext_ms.diffusion.integrate import guided, integrate
 from ospnext_ms.diffusion.sampler import make_sampler
-from ospnext_ms.generation.decoding import FrameDecoder
-from ospnext_ms.generation.encoders import TextEncoder, token_ids
+from ospnext_ms.generation.coders import FrameDecoder, TextEncoder, token_ids
 from ospnext_ms.generation.noise import starting_noise
 from ospnext_ms.generation.team import SpreadTiles, Team
 from ospnext_ms.quant.recipe import describe

@@ -16,8 +16,8 @@ from ospnext_ms.kernels.activations import GELU
 from ospnext_ms.kernels.attention import Attention, default_attention
 from ospnext_ms.kernels.slices import chunk
 from ospnext_ms.kernels.timesteps import Sinusoid
-from ospnext_ms.models.attention import CrossAttention, SelfAttention
 from ospnext_ms.models.config import DiTConfig
+from ospnext_ms.models.dit_attention import CrossAttention, SelfAttention
 from ospnext_ms.models.layers import (
     GatedUpdate,
     LayerNorm,

@@ -15,8 +15,7 @@ import numpy as np
 from ospnext_ms.config.post_train import MAY_CHANGE
 from ospnext_ms.data.text import pad_text
 from ospnext_ms.diffusion.windows import window_start
-from ospnext_ms.generation.decoding import FrameDecoder
-from ospnext_ms.generation.encoders import TextEncoder
+from ospnext_ms.generation.coders import FrameDecoder, TextEncoder
 from ospnext_ms.generation.prompts import read_prompts
 from ospnext_ms.post_training.advantages import group_advantages
 from ospnext_ms.post_training.evaluation import Evaluation

@@ -83,7 +83,7 @@ def _load_clip_encoder(config):
     """The VAE, or None where the cache holds videos."""
     if config.cache.contents == "videos":
         return None
-    from ospnext_ms.generation.encoders import ClipEncoder
+    from ospnext_ms.generation.coders import ClipEncoder
     from ospnext_ms.runtime import start
 
     return ClipEncoder(config.model.vae, start(config.context))
@@ -97,7 +97,7 @@ def _make_texts(config, mine):
     missing = {path: captions for path, captions in targets.items() if not _is_whole(path, cache.read_texts)}
     if not missing:
         return 0.0
-    from ospnext_ms.generation.encoders import TextEncoder
+    from ospnext_ms.generation.coders import TextEncoder
     from ospnext_ms.runtime import release_memory, start
 
     runtime = start(config.context)

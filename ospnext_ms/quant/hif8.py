@@ -7,7 +7,7 @@ from mindspore import Tensor, ops
 from ospnext_ms import hif8_format
 from ospnext_ms.hif8_format import MAX_VALUE, NAN, ROUNDINGS, check_rounding
 from ospnext_ms.kernels.hif8_operators import quantize_dequantize_on_device
-from ospnext_ms.quant.layers import HiF8Linear
+from ospnext_ms.quant.hif8_linear import HiF8Linear
 
 __all__ = ["MAX_VALUE", "NAN", "ROUNDINGS", "HiF8Linear", "decode", "encode", "quantize_dequantize"]
 

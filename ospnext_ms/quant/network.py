@@ -4,8 +4,8 @@ import mindspore as ms
 
 from ospnext_ms.kernels.attention import Attention, default_attention
 from ospnext_ms.kernels.collectives import ProcessGroup
-from ospnext_ms.quant.attention import AttentionInputs, HiF8Attention
-from ospnext_ms.quant.layers import hif8_linear_factory
+from ospnext_ms.quant.hif8_attention import AttentionInputs, HiF8Attention
+from ospnext_ms.quant.hif8_linear import hif8_linear_factory
 from ospnext_ms.quant.recipe import make_recipe
 
 

@@ -155,7 +155,7 @@ class Trainer:
         """The VAE for a cache that holds videos, None where the configuration has none."""
         if self.config.model.vae is None:
             return None
-        from ospnext_ms.generation.encoders import ClipEncoder
+        from ospnext_ms.generation.coders import ClipEncoder
 
         return ClipEncoder(self.config.model.vae, self.runtime)
 

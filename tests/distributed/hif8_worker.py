@@ -17,7 +17,7 @@ from ospnext_ms.hif8_format import round_nearest
 from ospnext_ms.models.config import DiTConfig, QuantConfig
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.parallel.mesh import make_mesh, start_processes
-from ospnext_ms.parallel.sequence import ParallelSequence
+from ospnext_ms.parallel.ssp import ParallelSequence
 from ospnext_ms.quant.network import quantized_parts
 from ospnext_ms.skiparse import SkiparsePlan
 from tests.distributed.worker import Loss, inputs

@@ -12,7 +12,7 @@ import pytest
 from ospnext_ms.config.generate import GenerateConfig
 from ospnext_ms.config.reader import load_config
 from ospnext_ms.data.video import read_video
-from ospnext_ms.generation.generate import generate
+from ospnext_ms.generation.run import generate
 from tests.support.msrun import ROOT, end, environment, msrun_command, run_workers
 
 pytestmark = [pytest.mark.framework, pytest.mark.processes]

@@ -28,8 +28,8 @@ from ospnext_ms.models.sequence import PackedSequence
 from ospnext_ms.parallel.degrees import world_size
 from ospnext_ms.parallel.gradients import GradientReducer
 from ospnext_ms.parallel.mesh import make_mesh, start_processes
-from ospnext_ms.parallel.sequence import ParallelSequence
 from ospnext_ms.parallel.sharding import ShardedWeights
+from ospnext_ms.parallel.ssp import ParallelSequence
 from ospnext_ms.runtime import start
 from tests.distributed.cases import EXCHANGES, GENERATION, GRIDS, MODEL, UNEVEN, cases
 from tests.support.compare import relative_error

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ospnext_ms.generation.checks import check_adapter
-from ospnext_ms.generation.generate import generate
+from ospnext_ms.generation.run import generate
 from ospnext_ms.generation.text_to_video import TextToVideo
 from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
 from ospnext_ms.models.lora import Adapters, LoRAConfig

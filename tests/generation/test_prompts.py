@@ -177,6 +177,6 @@ def test_an_output_folder_that_cannot_be_written_to(configure, tmp_path):
 
 
 def test_checks_need_no_mindspore():
-    code = ("import sys, ospnext_ms.generation.generate, ospnext_ms.planning.machine, ospnext_ms.__main__; "
+    code = ("import sys, ospnext_ms.generation.run, ospnext_ms.planning.machine, ospnext_ms.__main__; "
             "sys.exit('mindspore' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

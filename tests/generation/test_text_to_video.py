@@ -14,7 +14,7 @@ from ospnext_ms.data.text import Tokenizer
 from ospnext_ms.diffusion.integrate import guided, integrate
 from ospnext_ms.diffusion.sampler import make_sampler
 from ospnext_ms.generation import text_to_video
-from ospnext_ms.generation.decoding import to_uint8
+from ospnext_ms.generation.coders import to_uint8
 from ospnext_ms.generation.noise import starting_noise
 from ospnext_ms.generation.text_to_video import TextToVideo
 from ospnext_ms.models.dit import OSPNextDiT

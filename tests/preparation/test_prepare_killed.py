@@ -45,7 +45,7 @@ def nothing(*arguments):
     return None
 
 
-sys.modules["ospnext_ms.generation.encoders"] = types.SimpleNamespace(ClipEncoder=Clips, TextEncoder=Texts)
+sys.modules["ospnext_ms.generation.coders"] = types.SimpleNamespace(ClipEncoder=Clips, TextEncoder=Texts)
 sys.modules["ospnext_ms.runtime"] = types.SimpleNamespace(start=nothing, release_memory=nothing)
 if __name__ == "__main__":
     from ospnext_ms.__main__ import main

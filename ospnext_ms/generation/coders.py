@@ -1,4 +1,4 @@
-"""What turns clips and captions into what the transformer works on.
+"""What stands around the transformer, as functions of NumPy arrays: clips and captions in, frames out.
 
 F frames, T/h/w latent frames, height and width, L text tokens, C text width.
 """
@@ -9,6 +9,7 @@ from mindspore import Tensor
 
 from ospnext_ms.build import build_text_encoder, build_vae
 from ospnext_ms.data.text import Tokenizer
+from ospnext_ms.models.sizes import latent_frames
 
 # Texts a call; always as many, because another number would be another graph.
 TEXT_BATCH = 8
@@ -34,6 +35,33 @@ class ClipEncoder:
         if not np.isfinite(latent).all():
             raise FloatingPointError(f"the VAE {self._checkpoint} gives latents that are not finite")
         return latent
+
+
+class FrameDecoder:
+    """Normalised latent [16, T, h, w] -> frames uint8 [F, H, W, 3], one video a call.
+
+    Args:
+        section: VAESection. compile_chunks: see models.vae.WanVAE. map_tiles: as the builtin `map`, where the tiles of
+            a section with tiling are not all computed here (see generation.team.SpreadTiles).
+    """
+
+    def __init__(self, section, compile_chunks, map_tiles=map):
+        self._vae = build_vae(section, compile_chunks)
+        self._tiling = section.tiling
+        self._map_tiles = map_tiles
+
+    def __call__(self, latent, frames=None):
+        """The first `frames` frames, all of them without; later latents are not decoded."""
+        latents = latent.shape[1] if frames is None else latent_frames(frames)
+        z = Tensor(np.ascontiguousarray(latent[None, :, :latents], np.float32))
+        chunks = self._vae.decode_frames(z) if self._tiling is None else [
+            self._vae.decode(z, self._tiling, self._map_tiles)]
+        return np.concatenate([to_uint8(chunk.asnumpy()[0]) for chunk in chunks])
+
+
+def to_uint8(video_CFHW):
+    """Frames uint8 [F, H, W, 3] of a video [3, F, H, W] in [-1, 1]; what lies outside is clipped."""
+    return np.clip(np.rint((video_CFHW.transpose(1, 2, 3, 0) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 class TextEncoder:
