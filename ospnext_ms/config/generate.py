@@ -1,7 +1,7 @@
 """What `generate` can be told. A default stands in its dataclass and nowhere else."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ospnext_ms.config.checks import require, require_at_least, require_seed
 from ospnext_ms.config.sections import (
@@ -29,13 +29,15 @@ class GenerateParallelSection(ParallelSection):
 class SamplingSection(GuidedStepsSection):
     """How noise becomes a latent video.
 
-    `latents` names a .npy file of starting noise [16, T, H/8, W/8], or [n, 16, T, H/8, W/8] with one entry per video;
-    without it the noise is drawn from `seed`. `batch_size` videos are denoised together.
+    `starting_noise` names a .npy file [16, T, H/8, W/8], or [n, 16, T, H/8, W/8] with one entry per video; without it
+    the noise is drawn from `seed`. `batch_size` videos are denoised together.
     """
+
+    RENAMED: ClassVar = {"latents": "starting_noise"}
 
     sampler: Literal["euler", "unipc"]
     seed: int
-    latents: str | None = None
+    starting_noise: str | None = None
     batch_size: int = 1
 
     def __post_init__(self):

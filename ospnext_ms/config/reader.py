@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from pathlib import Path
@@ -56,7 +57,7 @@ def read_section(cls, mapping, path=""):
 
     A field's annotation is its type: bool, int, float (whole numbers are accepted), str, tuple, dict (of anything),
     Literal, a dataclass (a nested section), and any of them with None. ValueErrors of __post_init__ become problems of
-    that section.
+    that section. RENAMED of a class, {old key: field}, are keys still read, with a line on stderr that says so.
 
     Raises:
         ConfigError: listing every unknown and missing key and every value of the wrong type.
@@ -73,6 +74,7 @@ def _read(cls, mapping, path, problems, root):
         problems.append(f"{path}: must be a section with the keys {', '.join(_keys(cls))}, not {describe(mapping)}")
         return None
     before = len(problems)
+    mapping = _renamed(cls, mapping, path, problems)
     for key in mapping:
         if key not in _keys(cls):
             problems.append(_unknown_key(key, path, cls, root))
@@ -97,6 +99,21 @@ def _read(cls, mapping, path, problems, root):
     except ValueError as error:
         problems.append(f"{path}: {error}" if path else str(error))
     return None
+
+
+def _renamed(cls, mapping, path, problems):
+    """The mapping with today's names of its keys."""
+    mapping = dict(mapping)
+    for old, new in getattr(cls, "RENAMED", {}).items():
+        if old not in mapping:
+            continue
+        if new in mapping:
+            problems.append(f"{join(path, old)}: this is the old name of {new}, which is given too; leave one out")
+        else:
+            print(f"{join(path, old)} is called {join(path, new)} now; the old name is still read", file=sys.stderr)
+            mapping[new] = mapping[old]
+        del mapping[old]
+    return mapping
 
 
 def _convert(hint, value, where, problems, root):

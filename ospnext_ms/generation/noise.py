@@ -11,7 +11,7 @@ def starting_noise(shape, seed, index):
 
 
 def load_starting_noise(config, count):
-    """The starting noise of `sampling.latents` for `count` videos: float array [count, 16, T, H/8, W/8], or None.
+    """What `sampling.starting_noise` names, for `count` videos: float array [count, 16, T, H/8, W/8], or None.
 
     An array of one video [16, T, H/8, W/8] serves all of them. The file is mapped, not read.
 
@@ -19,19 +19,19 @@ def load_starting_noise(config, count):
         FileNotFoundError: there is no such file.
         ValueError: not a .npy file of floats, or of another shape.
     """
-    name = config.sampling.latents
+    name = config.sampling.starting_noise
     if name is None:
         return None
     if not Path(name).is_file():
-        raise FileNotFoundError(f"sampling.latents: no file {name} (current folder {Path.cwd()})")
+        raise FileNotFoundError(f"sampling.starting_noise: no file {name} (current folder {Path.cwd()})")
     try:
-        latents = np.load(name, mmap_mode="r", allow_pickle=False)
+        noise = np.load(name, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"sampling.latents: {name} is not a .npy file of numbers: {error}") from error
-    if not isinstance(latents, np.ndarray):
-        raise ValueError(f"sampling.latents: {name} is an archive of arrays; expected a .npy file")
+        raise ValueError(f"sampling.starting_noise: {name} is not a .npy file of numbers: {error}") from error
+    if not isinstance(noise, np.ndarray):
+        raise ValueError(f"sampling.starting_noise: {name} is an archive of arrays; expected a .npy file")
     shape = config.latent_shape
-    if latents.dtype.kind != "f" or latents.shape not in (shape, (count, *shape)):
-        raise ValueError(f"sampling.latents: {name} holds {latents.dtype} {latents.shape}; expected floats {shape}, or "
-                         f"{(count, *shape)} for the {count} videos of this run")
-    return np.broadcast_to(latents, (count, *shape))
+    if noise.dtype.kind != "f" or noise.shape not in (shape, (count, *shape)):
+        raise ValueError(f"sampling.starting_noise: {name} holds {noise.dtype} {noise.shape}; expected floats {shape}, "
+                         f"or {(count, *shape)} for the {count} videos of this run")
+    return np.broadcast_to(noise, (count, *shape))

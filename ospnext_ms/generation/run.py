@@ -97,7 +97,7 @@ def _write_record(path, config, runtime, request, timings):
     record = {
         "prompt": request.prompt,
         "negative_prompt": sampling.negative_prompt if sampling.guidance != 1 else None,
-        "seed": sampling.seed if sampling.latents is None else None,
+        "seed": sampling.seed if sampling.starting_noise is None else None,
         "index": request.index,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": runtime.device,

@@ -122,6 +122,16 @@ def test_overrides_are_applied_in_order_and_option_values_last():
     assert config.sampling.seed == 5
 
 
+def test_an_old_name_is_still_read_with_a_line_that_says_so(capsys):
+    assert load_tiny("sampling.latents=noise.npy").sampling.starting_noise == "noise.npy"
+    assert capsys.readouterr().err == ("sampling.latents is called sampling.starting_noise now; the old name is still "
+                                       "read\n")
+    assert load_tiny("sampling.starting_noise=noise.npy").sampling.starting_noise == "noise.npy"
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ConfigError, match="sampling.latents: this is the old name of starting_noise"):
+        load_tiny("sampling.latents=a.npy", "sampling.starting_noise=b.npy")
+
+
 def test_whole_numbers_become_floats():
     shift = load_tiny("sampling.shift=5").sampling.shift
     assert shift == 5

@@ -97,15 +97,15 @@ def test_noise_of_a_seed_never_changes():
     assert starting_noise((4,), 0, 0).tolist() == expected
 
 
-def test_latents_from_a_file(configure, tmp_path):
-    path = tmp_path / "latents.npy"
-    latents = np.random.default_rng(0).standard_normal((3, 16, 2, 4, 6))
-    np.save(path, latents)
-    config = configure(sampling={"latents": str(path)})
-    np.testing.assert_array_equal(load_starting_noise(config, 3), latents)
-    np.save(path, latents[1].astype(np.float16))
-    np.testing.assert_array_equal(load_starting_noise(config, 2), np.stack([latents[1].astype(np.float16)] * 2))
-    assert load_starting_noise(configure(sampling={"latents": None}), 2) is None
+def test_noise_from_a_file(configure, tmp_path):
+    path = tmp_path / "noise.npy"
+    noise = np.random.default_rng(0).standard_normal((3, 16, 2, 4, 6))
+    np.save(path, noise)
+    config = configure(sampling={"starting_noise": str(path)})
+    np.testing.assert_array_equal(load_starting_noise(config, 3), noise)
+    np.save(path, noise[1].astype(np.float16))
+    np.testing.assert_array_equal(load_starting_noise(config, 2), np.stack([noise[1].astype(np.float16)] * 2))
+    assert load_starting_noise(configure(sampling={"starting_noise": None}), 2) is None
 
 
 @pytest.mark.parametrize(("array", "expected"), [
@@ -114,16 +114,16 @@ def test_latents_from_a_file(configure, tmp_path):
     (np.zeros((16, 2, 4, 6), int), "holds int64"),
     (np.array([None]), "is not a .npy file of numbers"),
 ])
-def test_latents_that_do_not_fit(configure, tmp_path, array, expected):
-    path = tmp_path / "latents.npy"
+def test_noise_that_does_not_fit(configure, tmp_path, array, expected):
+    path = tmp_path / "noise.npy"
     np.save(path, array, allow_pickle=True)
     with pytest.raises(ValueError, match=expected):
-        load_starting_noise(configure(sampling={"latents": str(path)}), 3)
+        load_starting_noise(configure(sampling={"starting_noise": str(path)}), 3)
 
 
-def test_latents_from_something_else(configure, tmp_path):
-    path = tmp_path / "latents.npy"
-    config = configure(sampling={"latents": str(path)})
+def test_noise_from_something_else(configure, tmp_path):
+    path = tmp_path / "noise.npy"
+    config = configure(sampling={"starting_noise": str(path)})
     with pytest.raises(FileNotFoundError, match="no file"):
         load_starting_noise(config, 1)
     for content in (b"", b"text", b"\x93NUMPY"):

@@ -97,7 +97,7 @@ def user_error(arguments, capsys, tmp_path):
     (["--prompt", " "], "the prompt ' ' is empty"),
     (["--prompt-file", "nowhere.txt"], "no prompt file nowhere.txt"),
     (["--seed", "-1"], "seed is -1"),
-    (["--set", "sampling.latents=nowhere.npy"], "no file nowhere.npy"),
+    (["--set", "sampling.starting_noise=nowhere.npy"], "no file nowhere.npy"),
     (["--set", "model.dit.checkpoint=nowhere"], "model.dit.checkpoint: no checkpoint at nowhere"),
     (["--set", "model.text_encoder.tokenizer=nowhere"], "no folder nowhere"),
     (["--set", "model.dit.ffn_dim=128"], "model.dit: "),
@@ -129,10 +129,10 @@ def test_processes_have_to_fit_the_degrees(config_file, tmp_path, capsys, monkey
     assert "nowhere" in user_error(["--config", config_file, "--prompt-file", "nowhere"], capsys, tmp_path)
 
 
-def test_latents_from_a_file(config_file, tmp_path):
-    np.save(tmp_path / "latents.npy", np.random.default_rng([7, 0]).standard_normal((16, 2, 4, 6)))
+def test_noise_from_a_file(config_file, tmp_path):
+    np.save(tmp_path / "noise.npy", np.random.default_rng([7, 0]).standard_normal((16, 2, 4, 6)))
     assert main(["generate", "--config", config_file, "--set", "sampling.steps=1", "--set", "sampling.guidance=1",
-                 "--set", f"sampling.latents={tmp_path / 'latents.npy'}"]) == 0
+                 "--set", f"sampling.starting_noise={tmp_path / 'noise.npy'}"]) == 0
     record = json.loads((tmp_path / "output" / "video_0000.json").read_text())
     assert record["seed"] is None
-    assert record["configuration"]["sampling"]["latents"] == str(tmp_path / "latents.npy")
+    assert record["configuration"]["sampling"]["starting_noise"] == str(tmp_path / "noise.npy")
