@@ -8,22 +8,30 @@ from ospnext_ms.kernels.collectives import AllGather
 MAX_BYTES = 4096
 
 
-class TellAll:
-    """Text of rank 0 of a group -> the same text on every rank. All of them call it; only rank 0's word counts.
+class GatherTexts:
+    """One text of every rank -> the list of all ranks' texts, in their order, on every rank. All of them call it.
+
+    Args:
+        group: ProcessGroup. what: what the texts are, for the error.
 
     Raises:
-        ValueError: more than 4,096 bytes of UTF-8, on the rank that would have sent them. Nothing is cut.
+        ValueError: on every rank, where a text has more than 4,096 bytes of UTF-8. Nothing is cut.
     """
 
-    def __init__(self, group):
+    def __init__(self, group, what):
         self._gather = AllGather(group)
+        self._what = what
 
     def __call__(self, text):
         data = text.encode()
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"{len(data)} bytes are to be told to all processes, of {MAX_BYTES}: {text[:80]!r}...")
-        row = np.zeros((1, MAX_BYTES + 1), np.float32)
+        row = np.zeros((1, 1 + MAX_BYTES), np.float32)
         row[0, 0] = len(data)
-        row[0, 1 : 1 + len(data)] = list(data)
-        first = self._gather(Tensor(row), "names").asnumpy()[0]
-        return bytes(first[1 : 1 + int(first[0])].astype(np.uint8)).decode()
+        if len(data) <= MAX_BYTES:
+            row[0, 1 : 1 + len(data)] = list(data)
+        rows = self._gather(Tensor(row), "texts").asnumpy()
+        sizes = rows[:, 0].astype(int)
+        # Not on the one rank alone that has too much to say: the others would wait for it.
+        if sizes.max() > MAX_BYTES:
+            raise ValueError(f"{self._what} take {sizes.max()} bytes on process {sizes.argmax()}; at most {MAX_BYTES} "
+                             "can be told to the other processes, so there have to be fewer or shorter ones")
+        return [row[1 : 1 + size].astype(np.uint8).tobytes().decode() for row, size in zip(rows, sizes, strict=True)]

@@ -6,7 +6,7 @@ import numpy as np
 from mindspore import Tensor
 
 from ospnext_ms.kernels.collectives import AllGather
-from ospnext_ms.parallel.messages import TellAll
+from ospnext_ms.parallel.messages import GatherTexts
 from ospnext_ms.post_training.rewards.combined import Scores
 from ospnext_ms.post_training.rollout import batches
 
@@ -25,7 +25,8 @@ class Judge:
     def __init__(self, mesh, decoder, reward, batch_size):
         self._mesh, self._decoder, self._reward = mesh, decoder, reward
         self._batch_size = batch_size
-        self._gather, self._tell = AllGather(mesh.world_group), TellAll(mesh.world_group)
+        self._gather = AllGather(mesh.world_group)
+        self._gather_texts = GatherTexts(mesh.world_group, "the names of rewards and their parts")
 
     def submit(self, latents, prompts, frames):
         """Decodes the first `frames` frames of latents [n, 16, T, h, w] (None: all) and asks; functions that wait."""
@@ -41,12 +42,18 @@ class Judge:
         """The Scores of all processes' videos, in the order of ranks, on every process.
 
         `waiting`: of `submit`. `count`: videos of each process.
+
+        Raises:
+            ValueError: names of parts that are too long to be told to the other processes.
+            RewardError: see CombinedReward.submit.
         """
         mine = Scores.joined(wait() for wait in waiting) if self._mesh.is_leader else None
         if self._mesh.size == 1:
             return mine
         rewards = [section.name for section in self._reward.sections]
-        names = json.loads(self._tell(json.dumps(list(mine.parts)) if mine is not None else ""))
+        # Of all processes: a reward that failed on one of them has no parts there.
+        told = self._gather_texts(json.dumps(list(mine.parts) if mine is not None else []))
+        names = list(dict.fromkeys(name for names in told for name in json.loads(names)))
         rows = np.zeros((1, 1 + len(names) + len(rewards), count), np.float64)
         if mine is not None:
             rows[0, 0] = mine.total

@@ -188,3 +188,9 @@ def test_batches_are_joined():
     assert joined.total.tolist() == [1, 3, 4]
     assert joined.parts["a"].tolist() == [2, 5, 6]
     assert joined.failed == {"a": 1}
+
+
+def test_parts_of_a_batch_on_which_the_reward_failed_are_missing_not_left_out():
+    failed = Scores(np.array([np.nan]), {"a": np.array([np.nan])}, {"a": 1}, ("x",))
+    scored = Scores(np.array([3.0, 4.0]), {"a": np.array([5.0, 6.0]), "a/b": np.array([7.0, 8.0])}, {"a": 0}, ())
+    np.testing.assert_array_equal(Scores.joined([failed, scored]).parts["a/b"], [np.nan, 7, 8])

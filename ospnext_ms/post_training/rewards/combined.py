@@ -21,10 +21,10 @@ class Scores:
 
     @staticmethod
     def joined(several):
-        """The scores of several batches as those of one."""
+        """The scores of several batches as those of one; a reward that failed on one of them has no parts there."""
         several = list(several)
         return Scores(np.concatenate([s.total for s in several]),
-                      {name: np.concatenate([s.parts[name] for s in several if name in s.parts])
+                      {name: np.concatenate([s.parts.get(name, np.full(len(s.total), np.nan)) for s in several])
                        for name in dict.fromkeys(name for s in several for name in s.parts)},
                       {name: sum(s.failed[name] for s in several) for name in several[0].failed},
                       tuple(message for s in several for message in s.messages))
