@@ -28,3 +28,8 @@ def forward_flops(config, grid):
     linear = 2 * (config.num_layers * (video + text) + ends)
     attention = 4 * dim * attended
     return {"linear": linear, "attention": attention, "total": linear + attention}
+
+
+def model_flops_utilisation(forward_flops, samples, seconds, peak_tflops, devices):
+    """Share of the peak that useful work takes: forward and twice as much backward; recomputation does not count."""
+    return 3 * forward_flops * samples / (seconds * peak_tflops * 1e12 * devices)

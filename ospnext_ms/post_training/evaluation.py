@@ -88,7 +88,9 @@ class Evaluation:
         first = self.folder / f"{0:06d}" / "scores.json"
         if iteration and first.is_file():
             figures |= compare(json.loads(first.read_text(encoding="utf-8")), record)
-        monitor.evaluation(iteration, figures)
+        monitor.record(iteration, figures)
+        monitor.say(f"iteration {iteration}: held-out reward {figures['eval/reward']:.4f} "
+                    f"+- {figures['eval/standard_error']:.4f}")
         if "eval/rise" in figures:
             monitor.say(f"rise since the beginning {figures['eval/rise']:+.4f} +- {figures['eval/rise_error']:.4f} "
                         f"({figures['eval/rise'] / max(figures['eval/rise_error'], 1e-12):.1f} standard errors, "

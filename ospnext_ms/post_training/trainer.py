@@ -5,9 +5,6 @@ those of training/. Videos of an iteration are numbered through its groups; ever
 another works on consecutive ones. All random draws are functions of the seed, the iteration and the video.
 """
 
-import dataclasses
-import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +31,12 @@ from ospnext_ms.post_training.update import (
     plan_micro_batches,
     score,
 )
-from ospnext_ms.reporting.policy_monitor import PolicyMonitor
+from ospnext_ms.reporting.clock import StageClock, StepClock
+from ospnext_ms.reporting.curves import draw_rewards
+from ospnext_ms.reporting.monitor import Monitor
+from ospnext_ms.reporting.progress import iteration_line
 from ospnext_ms.runtime import release_memory
 from ospnext_ms.storage import fingerprint
-from ospnext_ms.storage.files import atomic_path
 from ospnext_ms.storage.peft_format import write_adapter
 from ospnext_ms.training.learner import Learner
 from ospnext_ms.training.resume import open_run, run_state
@@ -81,29 +80,33 @@ class PolicyTrainer:
     def run(self):
         """Runs the iterations that are left; returns the paths of what there is to look at."""
         config, total = self.config, self.config.runner_config.iterations
-        monitor = PolicyMonitor(self.folder, config, self.iterations_done) if self.mesh.reports else None
+        monitor = None
+        if self.mesh.reports:
+            monitor = Monitor(config, total, self.iterations_done, iteration_line, draw_rewards)
         try:
             if self.iterations_done == 0:
                 self.evaluation(0, self.learner.ema, monitor)
+            clock = StepClock(total - self.iterations_done)
             while self.iterations_done < total:
-                figures = self.iterate(self.iterations_done)
+                figures, stages = self.iterate(self.iterations_done)
+                figures |= {"iteration_seconds": clock.tick(), **stages}
                 self.iterations_done += 1
                 done = self.iterations_done
                 if monitor:
-                    monitor.iteration(done, figures)
+                    monitor.step(done, figures, clock.seconds_left)
                 if done % config.callbacks.save_checkpoint_steps == 0 or done == total:
                     self.save()
                 if done == total or (config.evaluation.every and done % config.evaluation.every == 0):
                     self.evaluation(done, self.learner.ema, monitor)
+                    clock.skip()
             self.store.wait()
-            paths = self._write_adapters() if self.mesh.reports else []
-            return paths + (monitor.close() if monitor else [])
+            return [*self._write_adapters(), monitor.close()] if monitor else []
         finally:
             self.reward.close()
 
     def iterate(self, iteration):
-        """One iteration; returns its figures."""
-        config, clock = self.config, _Clock()
+        """One iteration; its figures, and the seconds of its stages, {name: number} both."""
+        config, clock = self.config, StageClock()
         window = config.rollout.window
         start = window_start(window.strategy, window.size, window.every, config.sampling.steps, iteration, config.seed)
         schedule = rollout_schedule(config.sampling.steps, config.sampling.shift, start, window.size,
@@ -114,22 +117,23 @@ class PolicyTrainer:
         groups = [video // config.rollout.group_size for video in videos]
         prompts = [self.prompts[chosen[group]] for group in groups]
         trajectory = self._roll_out(schedule, iteration, videos, groups, chosen)
-        clock.lap("rollout")
+        clock.end("rollout")
         waiting = self.judge.submit(trajectory.latents, prompts, config.rollout.reward_frames)
-        clock.lap("decoding")
+        clock.end("decoding")
         scores = self.judge.gather(waiting, len(videos))
-        clock.lap("waiting_for_rewards")
+        clock.end("waiting_for_rewards")
         all_groups = np.arange(config.rollout.prompts * config.rollout.group_size) // config.rollout.group_size
         advantages = group_advantages(scores.total, all_groups, config.policy.advantage_limit)
         texts = np.stack([self.texts[prompt] for prompt in prompts])
         experience = Experience(trajectory.samples, texts, self._negative, levels_of(schedule),
                                 advantages.values[videos])
         micro_batches = self._score(experience, advantages.used, iteration)
-        clock.lap("scoring")
+        clock.end("scoring")
         updates = self._update(experience, micro_batches, iteration)
-        clock.lap("update")
-        return {"window_start": start, "log_prob_disagreement": _disagreement(trajectory, micro_batches),
-                **update_figures(scores, advantages, updates, self.policy.with_kl), "seconds": clock.laps}
+        clock.end("update")
+        figures = {"window_start": start, "log_prob_disagreement": _disagreement(trajectory, micro_batches),
+                   **update_figures(scores, advantages, updates, self.policy.with_kl)}
+        return figures, clock.figures
 
     def _roll_out(self, schedule, iteration, videos, groups, chosen):
         seed, shape = self.config.seed, self.config.latent_shape
@@ -176,7 +180,7 @@ class PolicyTrainer:
 
     def save(self):
         """Starts to save a checkpoint of the iterations done."""
-        if self.mesh.rank:
+        if not self.mesh.reports:
             return
         done = self.iterations_done
         state = {"iteration": done, "updates": self.updates_done, "random": {"seed": self.config.seed},
@@ -221,8 +225,6 @@ class PolicyTrainer:
         for name, chosen in values.items():
             arrays = self.policy.adapters.arrays(chosen)
             paths += write_adapter(self.folder / name, self.config.lora, arrays, overwrite=True)[1:]
-        with atomic_path(self.folder / "configuration.json") as path:
-            path.write_text(json.dumps(dataclasses.asdict(self.config), indent=1) + "\n", encoding="utf-8")
         return paths
 
 
@@ -231,18 +233,3 @@ def _disagreement(trajectory, micro_batches):
     differences = [np.abs(trajectory.log_probs[batch.steps, batch.videos] - batch.old_log_probs)[batch.real]
                    for batch in micro_batches]
     return float(max((d.max() for d in differences if d.size), default=0.0))
-
-
-class _Clock:
-    """Seconds of the parts of an iteration."""
-
-    def __init__(self):
-        self.laps = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name):
-        """Ends a part."""
-        now = time.perf_counter()
-        self.laps[name] = round(now - self._last, 3)
-        self._last = now
-

@@ -1,67 +1,54 @@
-"""What a run tells: a progress line, a file of figures, TensorBoard scalars, a plot of the loss."""
+"""One run's figures to all who want them: the file, TensorBoard, the progress line, the curves at the end."""
 
+import dataclasses
 import json
 from pathlib import Path
 
-from ospnext_ms.reporting.metrics import METRICS, drop_later, read_metrics
-from ospnext_ms.reporting.progress import progress_line
+from ospnext_ms.reporting.metrics import MetricsFile, read_metrics
+from ospnext_ms.reporting.tensorboard import Scalars
+from ospnext_ms.storage.files import atomic_path
 
-LOSS_CURVE = "loss_curve.png"
+CONFIGURATION = "configuration.json"
 
 
 class Monitor:
-    """Figures of a run, on the one process that reports.
-
-    `metrics.jsonl` gets one JSON object a step, with all digits; whoever resumes passes the step it resumes at, and
-    what was written for later steps is dropped.
+    """What a run tells, on the one process that reports. Writes its resolved configuration at once.
 
     Args:
-        folder: of the run. total_steps: of the run. note: words for every progress line, or "".
-        tensorboard: write scalars to FOLDER/tensorboard. first_step: number of steps done before.
-        print_every: steps between two lines.
+        config: TrainConfig or PostTrainConfig. total_steps: of the run (or iterations). steps_done: before this start.
+        line: of reporting.progress, the text of a step. draw: of reporting.curves, the picture of a run.
+        note: words at the end of every line, or "".
     """
 
-    def __init__(self, folder, total_steps, note="", tensorboard=False, first_step=0, print_every=1):
-        self.folder = Path(folder)
+    def __init__(self, config, total_steps, steps_done, line, draw, note=""):
+        self.folder = Path(config.output_dir)
         self.total_steps = total_steps
         self.note = note
-        self.print_every = print_every
-        self.folder.mkdir(parents=True, exist_ok=True)
-        drop_later(self.folder, first_step)
-        self._file = open(self.folder / METRICS, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._writer = None
-        if tensorboard:
-            # Importing it takes a second, which runs without it should not pay.
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first_step + 1)
+        self._line, self._draw = line, draw
+        self._print_every = config.callbacks.per_print_times
+        self._files = [MetricsFile(self.folder, steps_done)]
+        if config.callbacks.tensorboard:
+            self._files.append(Scalars(self.folder, steps_done))
+        with atomic_path(self.folder / CONFIGURATION) as path:
+            path.write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n", encoding="utf-8")
 
     def step(self, step, figures, seconds_left=None):
-        """Notes the figures {name: number} of step `step`, counted from 1."""
+        """Notes the figures {name: number} of step `step`, counted from 1, and prints its line where one is due."""
         self.record(step, figures)
-        if step % self.print_every == 0 or step == self.total_steps:
-            print(progress_line(step, self.total_steps, figures, seconds_left, self.note), flush=True)
+        if step % self._print_every == 0 or step == self.total_steps:
+            self.say(self._line(step, self.total_steps, figures, seconds_left))
 
     def record(self, step, figures):
         """Notes figures without a line."""
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-        if self._writer:
-            for name, value in figures.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(name, value, step)
+        for file in self._files:
+            file.add(step, figures)
 
     def say(self, text):
-        """Prints a line of another kind."""
+        """Prints a line."""
         print(f"{text}  {self.note}".rstrip(), flush=True)
 
     def close(self):
-        """Finishes the files and draws the loss; returns the plot's path, None where there is nothing to draw."""
-        self._file.close()
-        if self._writer:
-            self._writer.close()
-        records = read_metrics(self.folder)
-        if not any("loss" in record for record in records):
-            return None
-        from ospnext_ms.reporting.loss_curve import plot_loss
-
-        return plot_loss(records, self.folder / LOSS_CURVE, self.note)
+        """Finishes the files and draws the curves; returns the picture's path, None where there is nothing to draw."""
+        for file in self._files:
+            file.close()
+        return self._draw(read_metrics(self.folder), self.folder, self.note)

@@ -1,51 +1,27 @@
-"""Progress of a run in words and seconds."""
+"""Progress of a run as a line of text."""
 
 import math
-import time
-
-# Of the running mean of step times behind "time left".
-_TIME_DECAY = 0.9
 
 
-class StepClock:
-    """Times the steps and estimates what is left; the first step, which compiles, stays out of the estimate."""
-
-    def __init__(self, steps_left):
-        self.steps_left = steps_left
-        self._last = time.perf_counter()
-        self._mean = None
-        self._is_first = True
-
-    def tick(self):
-        """Seconds since the last tick."""
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        self.steps_left -= 1
-        if not self._is_first:
-            self._mean = seconds if self._mean is None else _TIME_DECAY * self._mean + (1 - _TIME_DECAY) * seconds
-        self._is_first = False
-        return seconds
-
-    def skip(self):
-        """Leaves out the time since the last tick: it was not spent on a step."""
-        self._last = time.perf_counter()
-
-    @property
-    def seconds_left(self):
-        """Estimate for the steps that are left; None before the second step is done."""
-        return None if self._mean is None else self._mean * self.steps_left
-
-
-def progress_line(step, total_steps, figures, seconds_left, note):
-    """One line of text from a step's figures."""
+def training_line(step, total_steps, figures, seconds_left):
+    """Line of a training step from its figures."""
     words = [f"step {step}/{total_steps}", f"loss {figures['loss']:.5f}", f"norm {figures['gradient_norm']:.4f}",
              f"lr {figures['learning_rate']:.3g}", f"{figures['step_seconds']:.3f} s/step",
              f"{figures['samples_per_second']:.3g} samples/s"]
     if "mfu" in figures:
         words.append(f"MFU {100 * figures['mfu']:.1f}%")
-    if seconds_left is not None:
-        words.append(f"left {format_seconds(seconds_left)}")
-    return "  ".join(words + ([note] if note else []))
+    return "  ".join(words + _left(seconds_left))
+
+
+def iteration_line(iteration, total_iterations, figures, seconds_left):
+    """Line of an iteration of post-training from its figures."""
+    words = [f"iteration {iteration}/{total_iterations}", f"window {figures['window_start']}"]
+    words += [f"{label} {figures[name]:.4g}" for label, name in (
+        ("reward", "reward_mean"), ("spread", "reward_std"), ("kl", "kl"), ("clipped", "clip_fraction"),
+        ("norm", "gradient_norm"), ("zero spread", "zero_spread_share")) if figures.get(name) is not None]
+    words += [f"{figures['iteration_seconds']:.1f} s", *_left(seconds_left)]
+    failed = sum(count for name, count in figures.items() if name.startswith("failed/"))
+    return "  ".join(words + ([f"WITHOUT A SCORE {failed}"] if failed else []))
 
 
 def format_seconds(seconds):
@@ -54,6 +30,5 @@ def format_seconds(seconds):
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
-def model_flops_utilisation(forward_flops, samples, seconds, peak_tflops, devices):
-    """Share of the peak that useful work takes: forward and twice as much backward; recomputation does not count."""
-    return 3 * forward_flops * samples / (seconds * peak_tflops * 1e12 * devices)
+def _left(seconds):
+    return [] if seconds is None else [f"left {format_seconds(seconds)}"]

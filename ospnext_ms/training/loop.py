@@ -3,8 +3,6 @@
 The pieces are elsewhere and know nothing of each other: inputs, step, clipper, average, checkpoints, figures.
 """
 
-import dataclasses
-import json
 from pathlib import Path
 
 import mindspore as ms
@@ -13,12 +11,13 @@ import numpy as np
 from ospnext_ms.build import assemble_dit
 from ospnext_ms.config.train import MAY_CHANGE
 from ospnext_ms.data.cache import Cache
-from ospnext_ms.models.flops import forward_flops
+from ospnext_ms.models.flops import forward_flops, model_flops_utilisation
 from ospnext_ms.quant.recipe import describe
+from ospnext_ms.reporting.clock import StepClock
+from ospnext_ms.reporting.curves import draw_loss
 from ospnext_ms.reporting.monitor import Monitor
-from ospnext_ms.reporting.progress import StepClock, model_flops_utilisation
+from ospnext_ms.reporting.progress import training_line
 from ospnext_ms.storage import fingerprint
-from ospnext_ms.storage.files import atomic_path
 from ospnext_ms.storage.open_weights import read_headers
 from ospnext_ms.storage.training_checkpoint import is_group, problems_of
 from ospnext_ms.training.fixed_set import FixedSet
@@ -45,7 +44,6 @@ class Trainer:
         self.config = config
         self.runtime = runtime
         self.mesh = mesh
-        self.folder = Path(config.output_dir)
         encode = self._clip_encoder()
         self.source = open_source(config, mesh, encode)
         self.inputs = StepInputs(config, self.source, mesh)
@@ -67,7 +65,9 @@ class Trainer:
             FloatingPointError: loss or gradient stopped being finite; nothing was changed in that step.
         """
         config, total = self.config, self.config.runner_config.steps
-        monitor = self._monitor() if self.mesh.reports else None
+        monitor = None
+        if self.mesh.reports:
+            monitor = Monitor(config, total, self.steps_done, training_line, draw_loss, self.source.note)
         if self.steps_done == 0:
             self._evaluate(monitor)
         clock = StepClock(total - self.steps_done)
@@ -142,14 +142,6 @@ class Trainer:
             monitor.record(self.steps_done, figures)
             monitor.say(f"step {self.steps_done}: loss on the fixed set {figures['eval_loss']:.5f}, "
                         f"of the average {figures['eval_loss_ema']:.5f}")
-
-    def _monitor(self):
-        config = self.config
-        monitor = Monitor(self.folder, config.runner_config.steps, self.source.note, config.callbacks.tensorboard,
-                          self.steps_done, config.callbacks.per_print_times)
-        with atomic_path(self.folder / "configuration.json") as path:
-            path.write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n", encoding="utf-8")
-        return monitor
 
     def _clip_encoder(self):
         """The VAE for a cache that holds videos, None where the configuration has none."""

@@ -40,7 +40,7 @@ def open_run(config, identity, may_change, mesh, writer=0, num_writers=1):
     if store.paths() and not config.resume_training:
         raise ValueError(f"{store.folder} has checkpoints, but resume_training is false; give another output_dir, "
                          "or remove them")
-    if mesh.rank == 0:
+    if mesh.reports:
         for name in store.remove_leftovers():
             print(f"checkpoint {store.folder / name} was never finished; it is not used and has been removed")
     all_agree(True)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ospnext_ms.models.config import DiTConfig
-from ospnext_ms.models.flops import forward_flops
+from ospnext_ms.models.flops import forward_flops, model_flops_utilisation
 from tools.torch_reference.dit import OSPNextDiT
 
 OSP_NEXT_14B = DiTConfig(5120, 13824, 40, 40, 256, 4096, 512, num_full_blocks=8)
@@ -27,3 +27,7 @@ def test_agrees_with_the_operations_of_torch_reference(skiparse):
 def test_ratio_of_full_to_sparse_at_paper_size(grid, ratio):
     full = forward_flops(replace(OSP_NEXT_14B, skiparse="full"), grid)["total"]
     assert full / forward_flops(OSP_NEXT_14B, grid)["total"] == pytest.approx(ratio, abs=0.006)
+
+
+def test_utilisation_counts_forward_and_backward_over_all_devices():
+    assert model_flops_utilisation(1e12, samples=4, seconds=2.0, peak_tflops=10.0, devices=3) == pytest.approx(0.2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ospnext_ms.post_training.figures import update_figures
-from ospnext_ms.reporting.policy_curves import plot_run
+from ospnext_ms.reporting.curves import draw_rewards
 
 
 def figures(with_kl):
@@ -31,4 +31,4 @@ def test_figures_of_an_iteration():
 def test_a_kl_that_is_not_computed_is_not_said_to_be_0(tmp_path):
     assert figures(False)["kl"] is None
     records = [{"step": step, **figures(False)} for step in (1, 2)]
-    assert plot_run(records, tmp_path / "curve.png").stat().st_size > 5000
+    assert draw_rewards(records, tmp_path).stat().st_size > 5000

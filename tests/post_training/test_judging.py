@@ -83,4 +83,4 @@ def test_names_that_do_not_fit_are_refused_on_every_process():
     long = scores([1.0], {"a": [1.0], "a/" + MAX_BYTES * "x": [2.0]})
     for found in gather([scores([1.0], {"a": [1.0]}), long]):
         assert isinstance(found, ValueError)
-        assert f"names of rewards and their parts take 4107 bytes on process 1; at most 4096" in str(found)
+        assert "names of rewards and their parts take 4107 bytes on process 1; at most 4096" in str(found)

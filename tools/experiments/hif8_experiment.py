@@ -172,7 +172,7 @@ def plot(output, runs):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from ospnext_ms.reporting.loss_curve import running_mean
+    from ospnext_ms.reporting.curves import running_mean
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)

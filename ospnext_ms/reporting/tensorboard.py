@@ -1,0 +1,23 @@
+"""Figures of a run as scalars of TensorBoard."""
+
+from pathlib import Path
+
+
+class Scalars:
+    """Event files in FOLDER/tensorboard; TensorBoard drops what was written of steps after `steps_done`."""
+
+    def __init__(self, folder, steps_done=0):
+        # Importing it takes a second, which runs without it should not pay.
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=steps_done + 1)
+
+    def add(self, step, figures):
+        """Writes those of the figures that are numbers."""
+        for name, value in figures.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self):
+        """Finishes the files."""
+        self._writer.close()
