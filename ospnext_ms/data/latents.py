@@ -22,14 +22,13 @@ class Batch:
     """What one rank trains on in one step.
 
     latents fp32 [B, 16, T, h, w]; text fp32 [B, L, C], the rows past each text's length zero; names and captions of
-    the samples, the caption being "" where the prompt was dropped; epoch of the step.
+    the samples, the caption being "" where the prompt was dropped.
     """
 
     latents: np.ndarray
     text: np.ndarray
     names: tuple = ()
     captions: tuple = ()
-    epoch: int
 
 
 class LatentDataset:
@@ -107,8 +106,7 @@ class LatentDataset:
             texts.append(text)
             captions.append(caption)
             names.append(self.cache.samples[index].name)
-        return Batch(latents=np.stack(latents), text=np.stack(texts), names=tuple(names), captions=tuple(captions),
-                     epoch=self.epoch(step))
+        return Batch(latents=np.stack(latents), text=np.stack(texts), names=tuple(names), captions=tuple(captions))
 
     def sample(self, index):
         """(latent fp32 [16, T, h, w], text fp32 [L, C], caption) of sample `index` with its first caption."""

@@ -14,9 +14,9 @@ from mindspore import Parameter, Tensor, nn
 
 from ospnext_ms.kernels.assign import assign_values
 from ospnext_ms.kernels.linear import project
-from ospnext_ms.models.lora_config import LoRAConfig, merged_weight
+from ospnext_ms.models.lora_config import LoRAConfig
 
-__all__ = ["Adapters", "LoRAConfig", "LowRank", "merged_weight"]
+__all__ = ["Adapters", "LoRAConfig", "LowRank"]
 
 
 class LowRank(nn.Cell):
@@ -65,7 +65,7 @@ class Adapters:
         self.config = config
         linears = {name: cell for name, cell in net.cells_and_names() if hasattr(cell, "adapter")}
         if any(cell.adapter is not None for cell in linears.values()):
-            raise ValueError("the network has adapters already; merge or load them instead of adding others")
+            raise ValueError("the network has adapters already; load values into them instead of adding others")
         self._linears = {name: cell for name, cell in linears.items() if config.fits(name)}
         _check_targets(config.targets, linears)
         for parameter in net.get_parameters():
@@ -120,19 +120,6 @@ class Adapters:
         for name, (a, b) in arrays.items():
             assign_values(self._linears[name].adapter.lora_A, a)
             assign_values(self._linears[name].adapter.lora_B, b)
-
-    def merge(self):
-        """Adds scaling * B A to the weights and takes the adapters away; the sum is rounded to the weights' dtype.
-
-        A HiF8 layer quantises its weight at every use, so a merged one is quantised together with its adapter, while
-        unmerged the adapter stays exact beside it: there the two differ by HiF8's rounding.
-        """
-        for name, (a, b) in self.arrays().items():
-            weight = self._linears[name].weight
-            merged = merged_weight(weight.astype(ms.float32).asnumpy(), a, b, self.config)
-            assign_values(weight, merged)
-            self._linears[name].adapter = None
-        self._linears = {}
 
 
 def _check_targets(targets, linears):

@@ -74,18 +74,6 @@ class JoinedTensor:
         return np.concatenate([piece.numpy().reshape(-1) for _, piece in self.pieces]).reshape(self.shape)
 
 
-def read_values(tensor, start, stop):
-    """Values `start` ... `stop` - 1 of the flattened tensor of a Checkpoint; pieces outside stay unread."""
-    pieces = tensor.pieces if isinstance(tensor, JoinedTensor) else ((0, tensor),)
-    parts = []
-    for first, piece in pieces:
-        size = math.prod(piece.shape)
-        low, high = max(start, first), min(stop, first + size)
-        if low < high:
-            parts.append(piece.numpy().reshape(-1)[low - first : high - first])
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
-
-
 def step_folder(step):
     """Name of the checkpoint of a step."""
     return f"step_{step:08d}"

@@ -33,27 +33,22 @@ class Ema:
     Args:
         parameters: what is averaged; their values at this moment start the average.
 
-    Attributes: parameters, averages; parts, a Cell for some of them each (see chunks.py), whose input is 1 - decay as a
-    scalar fp32 tensor (see `share`), so that it is not compiled in.
+    Attributes: parameters, averages; chunks, an AverageChunk for some of them each (see chunks.py), whose input is
+    1 - decay as a scalar fp32 tensor (see `share`), so that it is not compiled in.
     """
 
     def __init__(self, parameters, decay, warm_up=False):
         self.parameters = tuple(parameters)
         self.averages = tuple(Parameter(parameter.value().copy(), name=f"ema.{parameter.name}", requires_grad=False)
                               for parameter in self.parameters)
-        self.chunks = [AverageChunk(*part) for part in zip(in_chunks(self.parameters), in_chunks(self.averages),
-                                                         strict=True)]
+        pairs = zip(in_chunks(self.parameters), in_chunks(self.averages), strict=True)
+        self.chunks = [AverageChunk(*pair) for pair in pairs]
         self.decay = decay
         self.warm_up = warm_up
 
     def share(self, step):
         """1 - decay of a step counted from 0."""
         return 1 - (min(self.decay, (step + 1) / (step + 10)) if self.warm_up else self.decay)
-
-    def __call__(self, share):
-        """Takes the weights into the average; `share` as for the parts."""
-        for part in self.chunks:
-            part(share)
 
     @contextlib.contextmanager
     def in_place(self):

@@ -33,7 +33,7 @@ class RandomSource:
             rng = np.random.default_rng([self.seed, step, i, _RANDOM_DATA])
             latents.append(rng.standard_normal(self.latent_shape, np.float32))
             texts.append(rng.standard_normal(self.text_shape, np.float32))
-        return Batch(latents=np.stack(latents), text=np.stack(texts), epoch=0)
+        return Batch(latents=np.stack(latents), text=np.stack(texts))
 
     def epoch(self, step):
         """There are none."""

@@ -46,19 +46,15 @@ def make_optimizer(parameters, *, betas, eps, weight_decay):
 class ChunkedAdamW:
     """mindformers' AdamW (unfused: the fused one needs Ascend), one for some of the parameters each, see chunks.py.
 
-    Attributes: parts; parameters, exp_avg and exp_avg_sq of all parts, in the order of gradients.
+    Attributes: chunks, to be called with as many gradients as each has parameters; parameters, exp_avg and exp_avg_sq
+    of all chunks, in the order of gradients.
     """
 
-    def __init__(self, parts):
-        self.chunks = list(parts)
+    def __init__(self, chunks):
+        self.chunks = list(chunks)
         self.parameters, self.exp_avg, self.exp_avg_sq = (
-            ParameterTuple([parameter for part in self.chunks for parameter in getattr(part, name)])
+            ParameterTuple([parameter for chunk in self.chunks for parameter in getattr(chunk, name)])
             for name in ("parameters", "exp_avg", "exp_avg_sq"))
-
-    def __call__(self, gradients):
-        """Updates the parameters, in PyNative mode; the parts can be compiled."""
-        for part, values in zip(self.chunks, in_chunks(gradients), strict=True):
-            part(values)
 
     @property
     def steps(self):
@@ -67,8 +63,8 @@ class ChunkedAdamW:
 
     def restore_steps(self, steps):
         """Goes on as if so many updates had been made; before anything has been compiled (see set_learning_rate)."""
-        for part in self.chunks:
-            part.global_step.set_data(Tensor(np.full(part.global_step.shape, steps, np.int32)))
+        for chunk in self.chunks:
+            chunk.global_step.set_data(Tensor(np.full(chunk.global_step.shape, steps, np.int32)))
 
 
 def set_learning_rate(optimizer, value):
@@ -77,8 +73,8 @@ def set_learning_rate(optimizer, value):
     By ops.assign: graphs that have run go on with the old value after Parameter.set_data.
     """
     rate = Tensor(value, ms.float32)
-    for part in optimizer.chunks:
-        ops.assign(part.learning_rate, rate)
+    for chunk in optimizer.chunks:
+        ops.assign(chunk.learning_rate, rate)
 
 
 def make_schedule(section, total_steps):

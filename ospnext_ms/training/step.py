@@ -144,17 +144,17 @@ class TrainStep:
                 for update, values in zip(self._update_chunks, _mutable_chunks(gradients.values), strict=True)]
         # The device works behind the host's back: without waiting, its time would be counted as that of what comes
         # next, the copying of a checkpoint for example.
-        for part in done:
-            part.asnumpy()
+        for chunk in done:
+            chunk.asnumpy()
 
     def _accumulate(self, sums, gradients):
-        parts = zip(_mutable_chunks(sums), _mutable_chunks(gradients), strict=True)
-        return tuple(itertools.chain.from_iterable(self._accumulate_chunk(*part) for part in parts))
+        pairs = zip(_mutable_chunks(sums), _mutable_chunks(gradients), strict=True)
+        return tuple(itertools.chain.from_iterable(self._accumulate_chunk(*pair) for pair in pairs))
 
     def _squared_norms(self, tensors):
         """Sum of squares of each tensor: NumPy fp32 [number of tensors]."""
-        done = [self._squared_norms_of_chunk(part) for part in _mutable_chunks(tensors)]
-        return np.concatenate([part.asnumpy() for part in done])
+        done = [self._squared_norms_of_chunk(chunk) for chunk in _mutable_chunks(tensors)]
+        return np.concatenate([squares.asnumpy() for squares in done])
 
 
 def _mutable_chunks(tensors):

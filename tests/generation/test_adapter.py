@@ -10,9 +10,10 @@ from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
 from ospnext_ms.models.lora import Adapters, LoRAConfig
 from ospnext_ms.runtime import Runtime
 from ospnext_ms.storage.peft_format import read_adapter, write_adapter
-from ospnext_ms.storage.weights import load_weights, save_weights
+from ospnext_ms.storage.weights import load_weights
 from tests.support.compare import relative_error
 from tests.support.generate_runs import DIT
+from tools.conversion.lora import merge_lora
 
 LORA = LoRAConfig(rank=2, alpha=8.0, targets=("q", "o"))
 
@@ -29,8 +30,7 @@ def adapter(model_files, tmp_path_factory):
               for name, (a, b) in adapters.arrays().items()}
     adapters.load(arrays)
     write_adapter(folder / "adapter", LORA, arrays)
-    adapters.merge()
-    save_weights(net, folder / "merged.safetensors")
+    merge_lora(folder / "adapter", model_files / "dit.safetensors", folder / "merged.safetensors")
     return folder / "adapter", folder / "merged.safetensors"
 
 

@@ -19,7 +19,7 @@ from ospnext_ms.storage import checkpoint_store as checkpoint
 from ospnext_ms.storage import training_checkpoint as checkpoint_files
 from ospnext_ms.storage.checkpoint_store import CheckpointStore
 from ospnext_ms.storage.open_weights import read_headers
-from ospnext_ms.storage.training_checkpoint import Piece, open_checkpoint, problems_of, read_values
+from ospnext_ms.storage.training_checkpoint import Piece, open_checkpoint, problems_of
 from tools.conversion.source import open_source
 
 
@@ -132,7 +132,6 @@ def test_parts_of_several_processes_become_one_checkpoint(tmp_path, num_parts):
     for name, array in tensors(3).items():
         np.testing.assert_array_equal(group[name].numpy(), array)
         assert b"".join(group[name].chunks()) == array.tobytes()
-        np.testing.assert_array_equal(read_values(group[name], 3, 11), array.reshape(-1)[3:11])
     assert read_headers(tmp_path / "step_00000003" / "parameters").keys() == tensors(3).keys()
 
 

@@ -40,7 +40,8 @@ def test_averages_stand_in_a_compiled_graph():
     ema, compiled, x = Ema(net.trainable_params(), 0.5), ms.jit(net), Tensor(np.ones(4, np.float32))
     ms.ops.assign(net.weight, Tensor(np.full(4, 3, np.float32)))
     assert compiled(x).asnumpy() == 12
-    ema(Tensor(0.5, ms.float32))
+    for chunk in ema.chunks:
+        chunk(Tensor(0.5, ms.float32))
     with ema.in_place():
         assert compiled(x).asnumpy() == 8
     assert compiled(x).asnumpy() == 12
@@ -58,12 +59,12 @@ class Descent(nn.Cell):
         return self.map(ops.assign_sub, self.weights, gradients)
 
 
-class DescentInParts:
+class DescentInChunks:
     """An optimiser in the form of ChunkedAdamW that compiles fast."""
 
     def __init__(self, parameters):
         self.parameters = parameters
-        self.chunks = [Descent(part) for part in in_chunks(parameters)]
+        self.chunks = [Descent(chunk) for chunk in in_chunks(parameters)]
 
 
 def update_many(make):
@@ -87,7 +88,7 @@ def update_many(make):
 
 
 def test_as_many_parameters_as_the_largest_model_has():
-    before, gradient, after = update_many(DescentInParts)
+    before, gradient, after = update_many(DescentInChunks)
     np.testing.assert_allclose(after, before - 0.25 * gradient, rtol=1e-5, atol=1e-6)
 
 

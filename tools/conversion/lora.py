@@ -66,7 +66,8 @@ def merge_lora(source, base, target, *, overwrite=False):
     """Writes the transformer at `base` (original names) with the adapter at `source` added to its weights.
 
     dtypes stay those of `base`. A checkpoint of a HiF8 run holds weights in higher precision, which are quantised when
-    they are used; so this is the merge for it too. One whose matrices are stored in 8 bits is refused.
+    they are used, so this is the merge for it too; unmerged, the adapter stays exact beside the quantised weight, and
+    the two differ by HiF8's rounding. One whose matrices are stored in 8 bits is refused.
 
     Raises:
         ValueError: layers that the base does not have, or whose shapes or dtypes do not fit.

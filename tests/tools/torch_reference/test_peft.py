@@ -14,6 +14,7 @@ from ospnext_ms.models.lora import Adapters, LoRAConfig  # noqa: E402
 from ospnext_ms.storage.peft_format import read_adapter, write_adapter  # noqa: E402
 from ospnext_ms.storage.weights import save_weights  # noqa: E402
 from tests.support.compare import relative_error  # noqa: E402
+from tools.conversion.lora import merge_lora  # noqa: E402
 from tools.torch_reference.dit import OSPNextDiT as TorchDiT  # noqa: E402
 from tools.torch_reference.loading import load  # noqa: E402
 
@@ -85,8 +86,9 @@ def test_theirs_in_ours(base, tmp_path):
     theirs.save_pretrained(tmp_path / "adapter")
     read, arrays = read_adapter(tmp_path / "adapter")
     assert (read.rank, read.alpha, set(read.targets)) == (3, 5.0, set(LORA.targets))
-    net, adapters = ours(base, arrays)
+    net, _ = ours(base, arrays)
     expected = run_torch(theirs)
     assert relative_error(run_ours(net), expected) < 1e-5
-    adapters.merge()
+    merge_lora(tmp_path / "adapter", base, tmp_path / "merged.safetensors")
+    net, _ = ours(tmp_path / "merged.safetensors")
     assert relative_error(run_ours(net), expected) < 1e-5
