@@ -81,7 +81,7 @@ class RolloutSection:
     """How an iteration's videos are made.
 
     `prompts` prompts with `group_size` videos each; `batch_size` videos go through the network at once. `noise` and
-    `eta` are those of diffusion.sampler.noise_std. After the window the ODE goes on with `rest_sampler`; `rest_steps`
+    `eta` are those of diffusion.flow.noise_std. After the window the ODE goes on with `rest_sampler`; `rest_steps`
     gives it fewer steps than the schedule has left (null: as many). `reward_frames` is how many frames of a video are
     decoded and judged in training (null: all of them).
     """

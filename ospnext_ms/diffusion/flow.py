@@ -9,6 +9,9 @@ import numpy as np
 
 NUM_TRAIN_TIMESTEPS = 1000
 
+# Noise of SDE steps, see `noise_std`.
+NOISE_KINDS = ("osp", "flow_grpo")
+
 # The line k * tokens + b of the dynamic shift's logarithm goes through these (tokens of one latent frame, log shift).
 DYNAMIC_SHIFT_LINE = ((256, 0.5), (4096, 1.15))
 
@@ -87,3 +90,30 @@ def add_noise(x0, noise, sigma):
 def velocity_target(x0, noise):
     """d x_sigma / d sigma = noise - x0, what the network learns. Arrays or tensors of one shape."""
     return noise - x0
+
+
+def noise_std(kind, sigma, sigmas, eta=0.7):
+    """Noise level std(sigma) of an SDE step, a float.
+
+    "osp" (arXiv 2605.28691): std falls linearly in sigma between the first and the last of the schedule, which run from
+    1 to 0, so that std = sigma. "flow_grpo" (arXiv 2505.05470): std = eta * sqrt(sigma / (1 - sigma)); at sigma = 1 the
+    second sigma of the schedule stands in the denominator.
+
+    Args:
+        sigma: noise level the step starts from. sigmas: the whole schedule, falling. eta: of "flow_grpo" only.
+
+    Raises:
+        ValueError: unknown kind, `sigma` outside [0, 1] or fewer than two sigmas.
+    """
+    sigma = float(sigma)
+    if not 0 <= sigma <= 1:
+        raise ValueError(f"sigma is {sigma}; it must lie in [0, 1]")
+    if len(sigmas) < 2:
+        raise ValueError(f"the schedule has {len(sigmas)} sigmas; it needs at least 2")
+    if kind == "osp":
+        sigma_max, sigma_min = float(sigmas[0]), float(sigmas[-1])
+        return sigma_min + (sigma_max - sigma_min) * sigma
+    if kind == "flow_grpo":
+        below_one = float(sigmas[1]) if sigma == 1 else sigma
+        return eta * math.sqrt(sigma / (1 - below_one))
+    raise ValueError(f"noise kind is {kind!r}; valid: {', '.join(map(repr, NOISE_KINDS))}")

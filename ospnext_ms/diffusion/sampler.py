@@ -10,11 +10,11 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from ospnext_ms.diffusion.flow import NUM_TRAIN_TIMESTEPS, inference_sigmas
+from ospnext_ms.diffusion.flow import noise_std as noise_std
 from ospnext_ms.diffusion.unipc import UniPCSampler
 from ospnext_ms.kernels.reductions import mean_per_sample
 from ospnext_ms.kernels.timesteps import log
 
-NOISE_KINDS = ("osp", "flow_grpo")
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -83,33 +83,6 @@ def euler_step(velocity, sample, sigma, sigma_next):
     sample = sample.astype(ms.float32)
     dt = _level(sigma_next, sample) - _level(sigma, sample)
     return sample + velocity.astype(ms.float32) * dt
-
-
-def noise_std(kind, sigma, sigmas, eta=0.7):
-    """Noise level std(sigma) of an SDE step, a float.
-
-    "osp" (arXiv 2605.28691): std falls linearly in sigma between the first and the last of the schedule, which run from
-    1 to 0, so that std = sigma. "flow_grpo" (arXiv 2505.05470): std = eta * sqrt(sigma / (1 - sigma)); at sigma = 1 the
-    second sigma of the schedule stands in the denominator.
-
-    Args:
-        sigma: noise level the step starts from. sigmas: the whole schedule, falling. eta: of "flow_grpo" only.
-
-    Raises:
-        ValueError: unknown kind, `sigma` outside [0, 1] or fewer than two sigmas.
-    """
-    sigma = float(sigma)
-    if not 0 <= sigma <= 1:
-        raise ValueError(f"sigma is {sigma}; it must lie in [0, 1]")
-    if len(sigmas) < 2:
-        raise ValueError(f"the schedule has {len(sigmas)} sigmas; it needs at least 2")
-    if kind == "osp":
-        sigma_max, sigma_min = float(sigmas[0]), float(sigmas[-1])
-        return sigma_min + (sigma_max - sigma_min) * sigma
-    if kind == "flow_grpo":
-        below_one = float(sigmas[1]) if sigma == 1 else sigma
-        return eta * math.sqrt(sigma / (1 - below_one))
-    raise ValueError(f"noise kind is {kind!r}; valid: {', '.join(map(repr, NOISE_KINDS))}")
 
 
 def sde_step(velocity, sample, sigma, sigma_next, std, noise=None, prev_sample=None):

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ospnext_ms.diffusion.flow import inference_sigmas
-from ospnext_ms.diffusion.sampler import NOISE_KINDS, noise_std
+from ospnext_ms.diffusion.flow import NOISE_KINDS, inference_sigmas, noise_std
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,8 @@
 import json
 
 import pytest
-from mindspore.nn.utils import no_init_parameters
 
 from ospnext_ms.models.config import DiTConfig, UMT5Config
-from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.planning import shapes
 from tests.support.paths import FACTS
@@ -23,7 +21,12 @@ def test_the_released_transformers(name):
     assert shapes.count(table) == {"14b": 14_288_491_584, "1_3b": 1_418_996_800}[name]
 
 
+@pytest.mark.framework
 def test_the_network_in_this_package():
+    from mindspore.nn.utils import no_init_parameters
+
+    from ospnext_ms.models.dit import OSPNextDiT
+
     config = DiTConfig(64, 96, 4, 3, 32, 24, 8, skiparse="full")
     with no_init_parameters():
         net = OSPNextDiT(config)

@@ -122,7 +122,7 @@ SHORTER = {
     "sampling.steps=30": "sampling.steps=2",
     "runner_config.iterations=8": "runner_config.iterations=1",
     "runner_config.iterations=4": "runner_config.iterations=1",
-    "finetune 400 256 60": "finetune 2 6 2",
+    "finetune 400 256 60": "finetune 2 6 0",
     "--batch-size 1 --set eval_dataset.every=250": "--batch-size 1 --steps 2 --seeds 0 --ablation-seeds "
                                                    "--set eval_dataset.every=1",
     "save_checkpoint_steps=500": "save_checkpoint_steps=2",
