@@ -13,7 +13,7 @@ from ospnext_ms.config.sections import ContextSection
 from ospnext_ms.data import cache
 from ospnext_ms.data.clips import read_clip
 from ospnext_ms.data.latents import LatentDataset
-from ospnext_ms.generation import encoders
+from ospnext_ms.generation import coders
 from ospnext_ms.preparation import prepare as prepare_data
 from ospnext_ms.runtime import start
 from tests.support.configs import changed
@@ -80,8 +80,8 @@ class QuickTextEncoder:
 @pytest.fixture
 def quick(monkeypatch):
     """Networks that cost nothing, for the tests of everything around them."""
-    monkeypatch.setattr(encoders, "ClipEncoder", QuickClipEncoder)
-    monkeypatch.setattr(encoders, "TextEncoder", QuickTextEncoder)
+    monkeypatch.setattr(coders, "ClipEncoder", QuickClipEncoder)
+    monkeypatch.setattr(coders, "TextEncoder", QuickTextEncoder)
 
 
 def contents(folder):
@@ -110,8 +110,8 @@ def test_the_cache_holds_what_the_networks_give(configure, videos, tmp_path):
     sample = stored.samples[1]
     height, width, frames = stored.buckets[sample.bucket]
     clip = read_clip(videos / "b.mp4", stored.record(sample)["start"], 8, frames, height, width)
-    np.testing.assert_array_equal(stored.latent(sample), encoders.ClipEncoder(config.model.vae, runtime)(clip))
-    encode = encoders.TextEncoder(config.model.text_encoder, 12, runtime)
+    np.testing.assert_array_equal(stored.latent(sample), coders.ClipEncoder(config.model.vae, runtime)(clip))
+    encode = coders.TextEncoder(config.model.text_encoder, 12, runtime)
     for choice, embedding in enumerate(encode(CAPTIONS["b.mp4"])):
         np.testing.assert_allclose(stored.text(sample, choice)[0], embedding, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(stored.empty_text(), encode([""])[0], rtol=1e-5, atol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ospnext_ms.data import cache
-from ospnext_ms.generation import encoders
+from ospnext_ms.generation import coders
 from ospnext_ms.parallel.mesh import Mesh
 from ospnext_ms.reporting.metrics import read_metrics
 from ospnext_ms.runtime import start
@@ -32,7 +32,7 @@ class QuickClipEncoder:
 @pytest.fixture
 def values(tmp_path, monkeypatch):
     """Settings of two steps on two videos of 9 frames, of which a clip takes 5."""
-    monkeypatch.setattr(encoders, "ClipEncoder", QuickClipEncoder)
+    monkeypatch.setattr(coders, "ClipEncoder", QuickClipEncoder)
     folder, names = tmp_path / "data", ["a.mp4", "b.mp4"]
     for name in names:
         write_counting(tmp_path / name, count=9, fps=8, height=32, width=32)
