@@ -9,7 +9,7 @@ from mindspore import Tensor, nn, ops
 from ospnext_ms.kernels.collectives import ProcessGroup
 from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.models.dit import OSPNextDiT
-from ospnext_ms.parallel import sequence as parallel_sequence
+from ospnext_ms.parallel import ssp
 from ospnext_ms.parallel.degrees import layout
 from ospnext_ms.parallel.mesh import Mesh
 from ospnext_ms.planning import communication
@@ -49,11 +49,11 @@ def mesh(rank, skiparse, ulysses):
                                                            ((64, 64, 1), 1, 2)])
 def test_what_the_network_sends(monkeypatch, video, skiparse, ulysses):
     for name in ("AllToAll", "GatherShared"):
-        monkeypatch.setattr(parallel_sequence, name, CountedExchange)
+        monkeypatch.setattr(ssp, name, CountedExchange)
     ranks = []
     for rank in range(skiparse * ulysses):
         CountedExchange.sent.clear()
-        sequence = parallel_sequence.ParallelSequence(2, CONFIG.num_heads, mesh(rank, skiparse, ulysses))
+        sequence = ssp.ParallelSequence(2, CONFIG.num_heads, mesh(rank, skiparse, ulysses))
         net = OSPNextDiT(CONFIG, sequence=sequence)
         latent = ops.zeros((1, 16, (video[2] + 3) // 4, video[0] // 8, video[1] // 8))
         net(latent, Tensor([1.0], ms.float32), ops.zeros((1, 4, 8)))
