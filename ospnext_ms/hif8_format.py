@@ -11,6 +11,7 @@ which are a bf16 number, decide the code, and 65,536 table entries hold the whol
 
 import sys
 from functools import cache
+from typing import Literal
 
 import numpy as np
 
@@ -24,6 +25,8 @@ MAX_SCALE = 2.0**126
 SCALE_MAX_FORWARD = 15.0
 SCALE_MAX_BACKWARD = 224.0
 ROUNDINGS = ("nearest", "stochastic")
+# What computes: the device itself, an exact emulation, or the device where a probe agrees with the emulation.
+BackendName = Literal["auto", "native", "emulate"]
 BLOCK = 1 << 15
 # Which of a number's two halves is the upper one.
 UPPER_HALF = 1 if sys.byteorder == "little" else 0

@@ -18,10 +18,10 @@ import json
 import sys
 from pathlib import Path
 
+from ospnext_ms.models.parameters import KINDS
 from tools.conversion.convert import DIRECTIONS, convert
 from tools.conversion.lora import convert_lora, merge_lora
 from tools.conversion.names import NAMINGS
-from tools.conversion.shapes import KINDS
 
 
 def build_parser():

@@ -13,6 +13,7 @@ from ospnext_ms.config.sections import (
     check_video_size,
     latent_shape_of,
 )
+from ospnext_ms.diffusion.choices import SamplerName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class SamplingSection(GuidedStepsSection):
 
     RENAMED: ClassVar = {"latents": "starting_noise"}
 
-    sampler: Literal["euler", "unipc"]
+    sampler: SamplerName
     seed: int
     starting_noise: str | None = None
     batch_size: int = 1

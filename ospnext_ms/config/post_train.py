@@ -22,7 +22,9 @@ from ospnext_ms.config.train import (
     LearningRateSection,
     OptimizerSection,
     RecomputeSection,
+    TrainDiTSection,
 )
+from ospnext_ms.diffusion.choices import NoiseKind, SamplerName, WindowStrategy
 from ospnext_ms.diffusion.windows import window_start
 from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.models.sizes import check_frames
@@ -38,10 +40,8 @@ MAY_CHANGE = frozenset((
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyDiTSection(DiTSection):
-    """Shape and weights of the frozen transformer; `residual_dtype` is that of the residual stream."""
-
-    residual_dtype: Literal["fp32", "bf16"] | None = None
+class PolicyDiTSection(DiTSection, TrainDiTSection):
+    """Shape and weights of the frozen transformer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class WindowSection:
     its last place; `random`: its place is drawn anew every `every` iterations.
     """
 
-    strategy: Literal["first", "progressive", "random"]
+    strategy: WindowStrategy
     size: int
     every: int = 25
 
@@ -89,10 +89,10 @@ class RolloutSection:
     prompts: int
     group_size: int
     batch_size: int
-    noise: Literal["osp", "flow_grpo"]
+    noise: NoiseKind
     eta: float = 0.7
     window: WindowSection
-    rest_sampler: Literal["euler", "unipc"] = "euler"
+    rest_sampler: SamplerName = "euler"
     rest_steps: int | None = None
     reward_frames: int | None = None
 

@@ -10,6 +10,8 @@ from ospnext_ms.config.checks import require, require_at_least
 from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
 from ospnext_ms.models.sizes import Tiling, check_frames, check_pixels, latent_size
 
+# Names of runtime.DTYPES.
+ComputeDtype = Literal["fp32", "bf16"]
 # Beyond it, all steps but the last few are taken in nearly pure noise.
 MAX_SHIFT = 1000
 MAX_STEPS = 10_000
@@ -21,7 +23,7 @@ class ContextSection:
 
     device_target: Literal["auto", "CPU", "Ascend"] = "auto"
     mode: Literal["graph", "pynative"] = "graph"
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    dtype: Literal["auto", ComputeDtype] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

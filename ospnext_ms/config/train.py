@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ospnext_ms.config.checks import require, require_above_0, require_at_least, require_seed
-from ospnext_ms.config.sections import MAX_SHIFT, ContextSection, ParallelSection, VAESection
+from ospnext_ms.config.sections import MAX_SHIFT, ComputeDtype, ContextSection, ParallelSection, VAESection
 from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.models.sizes import check_frames, check_pixels, video_size
 
@@ -25,7 +25,7 @@ MAY_CHANGE = frozenset((
 class TrainDiTSection(DiTConfig):
     """Shape of the transformer. `residual_dtype` is that of the residual stream, null the compute dtype."""
 
-    residual_dtype: Literal["fp32", "bf16"] | None = None
+    residual_dtype: ComputeDtype | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,13 @@ NumPy only: schedules are made on the host, in float64.
 """
 
 import math
+from typing import get_args
 
 import numpy as np
 
-NUM_TRAIN_TIMESTEPS = 1000
+from ospnext_ms.diffusion.choices import NoiseKind
 
-# Noise of SDE steps, see `noise_std`.
-NOISE_KINDS = ("osp", "flow_grpo")
+NUM_TRAIN_TIMESTEPS = 1000
 
 # The line k * tokens + b of the dynamic shift's logarithm goes through these (tokens of one latent frame, log shift).
 DYNAMIC_SHIFT_LINE = ((256, 0.5), (4096, 1.15))
@@ -116,4 +116,4 @@ def noise_std(kind, sigma, sigmas, eta=0.7):
     if kind == "flow_grpo":
         below_one = float(sigmas[1]) if sigma == 1 else sigma
         return eta * math.sqrt(sigma / (1 - below_one))
-    raise ValueError(f"noise kind is {kind!r}; valid: {', '.join(map(repr, NOISE_KINDS))}")
+    raise ValueError(f"noise kind is {kind!r}; valid: {', '.join(map(repr, get_args(NoiseKind)))}")

@@ -1,8 +1,11 @@
 """Where the stochastic window of an iteration begins. Needs no framework."""
 
+from typing import get_args
+
 import numpy as np
 
-WINDOW_STRATEGIES = ("first", "progressive", "random")
+from ospnext_ms.diffusion.choices import WindowStrategy
+
 _WINDOW_STREAM = 0x71D0
 
 
@@ -15,8 +18,8 @@ def window_start(strategy, size, every, num_steps, iteration, seed):
     Raises:
         ValueError: unknown strategy, or a window that leaves no step for the end.
     """
-    if strategy not in WINDOW_STRATEGIES:
-        raise ValueError(f"window strategy is {strategy!r}; valid: {', '.join(map(repr, WINDOW_STRATEGIES))}")
+    if strategy not in get_args(WindowStrategy):
+        raise ValueError(f"window strategy is {strategy!r}; valid: {', '.join(map(repr, get_args(WindowStrategy)))}")
     if not 1 <= size <= num_steps - 1:
         raise ValueError(f"window size is {size}; with {num_steps} steps it must be from 1 to {num_steps - 1}, since "
                          "the last step is never stochastic")

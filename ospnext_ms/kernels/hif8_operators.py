@@ -7,6 +7,7 @@ bf16 too. M, K, N are rows and columns of matrices.
 
 from dataclasses import dataclass
 from functools import cache
+from typing import get_args
 
 import mindspore as ms
 import numpy as np
@@ -16,7 +17,6 @@ from ospnext_ms import hif8_format as hif8
 from ospnext_ms.kernels.collectives import AllMax, ProcessGroup
 from ospnext_ms.kernels.device import on_ascend
 
-BACKENDS = ("auto", "native", "emulate")
 PROBE_SIZE = 16
 ALONE = ProcessGroup()
 
@@ -39,8 +39,8 @@ def choose_backend(name):
     Raises:
         ValueError: an unknown name, or native where it does not exist, with the reason.
     """
-    if name not in BACKENDS:
-        raise ValueError(f"HiF8 back end is {name!r}; valid: {', '.join(map(repr, BACKENDS))}")
+    if name not in get_args(hif8.BackendName):
+        raise ValueError(f"HiF8 back end is {name!r}; valid: {', '.join(map(repr, get_args(hif8.BackendName)))}")
     if name == "emulate":
         return Backend(False, "as configured")
     works, found = probe_native()

@@ -1,18 +1,26 @@
 """Shapes of the networks. Framework-free, so that tools can read them without MindSpore."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
-from ospnext_ms.hif8_format import MAX_VALUE, SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
+from ospnext_ms.hif8_format import MAX_VALUE, SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD, BackendName
 
 # Far above any network's: a slip of the keyboard should not cost gigabytes or hours before it is noticed.
 MAX_WIDTH, MAX_COUNT, MAX_SPARSE_RATIO = 2**24, 1024, 16
-SKIPARSE_LAYOUTS = ("dual_end", "full")
+# Widths of the VAE's levels in units of its base width, whether time is halved between them, residual blocks a level.
+VAE_WIDTHS = (1, 2, 4, 4)
+VAE_TIME_LEVELS = (False, True, True)
+VAE_BLOCKS = {"encoder": 2, "decoder": 3}
 
 
-def _require_one_of(name, value, valid):
-    if value not in valid:
-        raise ValueError(f"{name} is {value!r}; valid: {', '.join(map(repr, valid))}")
+def _require_choices(section, config):
+    """ValueError for the first field whose value is not one of those that its annotation, a Literal, lists."""
+    for name, hint in get_type_hints(type(config)).items():
+        choices = [choice for option in (hint, *get_args(hint)) for choice in get_args(option)
+                   if get_origin(option) is Literal]
+        value = getattr(config, name)
+        if choices and value not in choices and not (value is None and type(None) in get_args(hint)):
+            raise ValueError(f"{section}.{name} is {value!r}; valid: {', '.join(map(repr, choices))}")
 
 
 def _require_in_range(section, config, highest, *names):
@@ -32,14 +40,13 @@ class QuantConfig:
     (activations, weights, q, k, v) and `scale_max_backward` (gradients).
     """
 
-    backend: Literal["auto", "native", "emulate"] = "auto"
+    backend: BackendName = "auto"
     scale_scope: Literal["local", "global"] = "local"
     scale_max_forward: float = SCALE_MAX_FORWARD
     scale_max_backward: float = SCALE_MAX_BACKWARD
 
     def __post_init__(self):
-        _require_one_of("quant_config.backend", self.backend, ("auto", "native", "emulate"))
-        _require_one_of("quant_config.scale_scope", self.scale_scope, ("local", "global"))
+        _require_choices("quant_config", self)
         for name in ("scale_max_forward", "scale_max_backward"):
             value = getattr(self, name)
             if not 0 < value <= MAX_VALUE:
@@ -64,11 +71,11 @@ class DiTConfig:
     in_channels: int = 16
     out_channels: int = 16
     patch_size: tuple = (1, 2, 2)
-    skiparse: str = "dual_end"
+    skiparse: Literal["dual_end", "full"] = "dual_end"
     sparse_ratio: int = 2
     num_full_blocks: int | None = None
-    quant: str | None = None
-    quant_attention: str | None = None
+    quant: Literal["hif8"] | None = None
+    quant_attention: Literal["hif8"] | None = None
     quant_config: QuantConfig = QuantConfig()
 
     def __post_init__(self):
@@ -77,9 +84,7 @@ class DiTConfig:
                           "out_channels")
         _require_in_range("dit", self, MAX_COUNT, "num_heads", "num_layers")
         _require_in_range("dit", self, MAX_SPARSE_RATIO, "sparse_ratio")
-        _require_one_of("dit.skiparse", self.skiparse, SKIPARSE_LAYOUTS)
-        _require_one_of("dit.quant", self.quant, (None, "hif8"))
-        _require_one_of("dit.quant_attention", self.quant_attention, (None, "hif8"))
+        _require_choices("dit", self)
         if self.quant_config != QuantConfig() and not (self.quant or self.quant_attention):
             raise ValueError("dit.quant_config is given, but neither dit.quant nor dit.quant_attention is 'hif8'")
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:

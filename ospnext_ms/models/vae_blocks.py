@@ -15,10 +15,8 @@ from mindspore.common.initializer import HeUniform, initializer
 
 from ospnext_ms.kernels.attention import Attention, default_attention
 from ospnext_ms.kernels.convolution import gather_conv3d, native_conv3d
+from ospnext_ms.models.config import VAE_BLOCKS, VAE_TIME_LEVELS, VAE_WIDTHS
 
-WIDTH_MULTIPLIERS = (1, 2, 4, 4)
-DOWNSAMPLES_TIME = (False, True, True)
-ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3
 # Two earlier frames are what a kernel of three frames sees.
 PAST_FRAMES = 2
 NORM_EPS = 1e-12
@@ -249,13 +247,13 @@ def _head(width, out_channels, conv):
 def encoder(dim, out_channels, **conv):
     """Chunk of video [B, 3, 1 or 4, H, W] -> [B, out_channels, 1, H/8, W/8], as a Chain."""
     blocks, before = [], dim
-    for level, multiplier in enumerate(WIDTH_MULTIPLIERS):
+    for level, multiplier in enumerate(VAE_WIDTHS):
         width = dim * multiplier
-        for _ in range(ENCODER_BLOCKS):
+        for _ in range(VAE_BLOCKS["encoder"]):
             blocks.append(ResidualBlock(before, width, **conv))
             before = width
-        if level < len(DOWNSAMPLES_TIME):
-            blocks.append(Downsample(width, DOWNSAMPLES_TIME[level], **conv))
+        if level < len(VAE_TIME_LEVELS):
+            blocks.append(Downsample(width, VAE_TIME_LEVELS[level], **conv))
     return Chain(OrderedDict([
         ("conv1", CausalConvolution(3, dim, (3, 3, 3), **conv)),
         ("downsamples", Chain(blocks)),
@@ -266,15 +264,15 @@ def encoder(dim, out_channels, **conv):
 
 def decoder(dim, in_channels, **conv):
     """One latent frame [B, in_channels, 1, H/8, W/8] -> [B, 3, 1 or 4, H, W], as a Chain."""
-    top = dim * WIDTH_MULTIPLIERS[-1]
+    top = dim * VAE_WIDTHS[-1]
     blocks, before = [], top
-    for level, multiplier in enumerate(reversed(WIDTH_MULTIPLIERS)):
+    for level, multiplier in enumerate(reversed(VAE_WIDTHS)):
         width = dim * multiplier
-        for _ in range(DECODER_BLOCKS):
+        for _ in range(VAE_BLOCKS["decoder"]):
             blocks.append(ResidualBlock(before, width, **conv))
             before = width
-        if level < len(DOWNSAMPLES_TIME):
-            blocks.append(Upsample(width, DOWNSAMPLES_TIME[-1 - level], **conv))
+        if level < len(VAE_TIME_LEVELS):
+            blocks.append(Upsample(width, VAE_TIME_LEVELS[-1 - level], **conv))
             before = width // 2
     return Chain(OrderedDict([
         ("conv1", CausalConvolution(in_channels, top, (3, 3, 3), **conv)),

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from ospnext_ms.models.parameters import expected_shapes
 from ospnext_ms.storage.open_weights import read_headers
 from tools.conversion.names import to_naming
-from tools.conversion.shapes import expected_shapes
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")

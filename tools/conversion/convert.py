@@ -11,11 +11,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ospnext_ms.config.yaml_files import read_values
+from ospnext_ms.models.parameters import KINDS, expected_shapes
 from ospnext_ms.storage.safetensors_io import MAX_SHARD_BYTES, check_target, write_checkpoint
 from ospnext_ms.storage.weights import mismatch_report
 from tools.conversion import quantised
 from tools.conversion.names import NAMINGS, detect_naming, drop_superfluous, to_naming
-from tools.conversion.shapes import KINDS, expected_shapes
 from tools.conversion.sizes import infer_sizes, sizes_from_config
 from tools.conversion.source import open_source
 from tools.conversion.torch_file import write_torch_file

@@ -5,6 +5,7 @@ import re
 import types
 from collections.abc import Mapping
 
+from ospnext_ms.models.config import VAE_BLOCKS, VAE_TIME_LEVELS, VAE_WIDTHS
 from tools.conversion.names import to_naming
 
 # Where a size can be read: original tensor name and dimension.
@@ -32,8 +33,8 @@ _SECTIONS = {"dit": "dit", "vae": "vae", "umt5": "text_encoder"}
 # By the class name in config.json; whatever is neither of these describes a transformer.
 _CLASS_MARKS = {"vae": r"vae|autoencoder", "umt5": r"t5"}
 _FIXED = {
-    "vae": {"dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [],
-            "temperal_downsample": [False, True, True]},
+    "vae": {"dim_mult": list(VAE_WIDTHS), "num_res_blocks": VAE_BLOCKS["encoder"], "attn_scales": [],
+            "temperal_downsample": list(VAE_TIME_LEVELS)},
 }
 
 
@@ -46,7 +47,7 @@ def sizes_from_config(kind: str, config: Mapping) -> dict | None:
     """
     if "model" in config and isinstance(config["model"], Mapping):
         config = config["model"].get(_SECTIONS[kind])
-        return None if config is None else _known_keys(kind, config)
+        return _known_keys(kind, config) if isinstance(config, Mapping) else None
     class_name = str(config.get("_class_name") or (config.get("architectures") or [""])[0])
     marked = [other for other, mark in _CLASS_MARKS.items() if re.search(mark, class_name, re.IGNORECASE)]
     if class_name and kind != (marked or ["dit"])[0]:

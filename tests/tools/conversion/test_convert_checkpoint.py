@@ -10,12 +10,12 @@ import time
 
 import pytest
 
+from ospnext_ms.models.parameters import expected_shapes
 from ospnext_ms.storage.open_weights import read_headers
 from tests.support.checkpoints import DTYPES, SIZES, random_state, state_bytes, stored_bytes, write_source
 from tests.support.paths import ROOT
 from tools.conversion import torch_file
 from tools.conversion.convert import convert
-from tools.conversion.shapes import expected_shapes
 from tools.convert_checkpoint import main
 
 torch = pytest.importorskip("torch")

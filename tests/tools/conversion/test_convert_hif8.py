@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from ospnext_ms.models.parameters import expected_shapes
 from ospnext_ms.quant.hif8 import encode, quantize_dequantize
 from ospnext_ms.storage.hif8_weights import SCALE_SUFFIX, quantised_names
 from ospnext_ms.storage.open_weights import open_weights, read_headers
@@ -12,7 +13,6 @@ from tests.support.checkpoints import DTYPES, SIZES
 from tests.support.paths import FACTS
 from tools.conversion import quantised
 from tools.conversion.convert import convert
-from tools.conversion.shapes import expected_shapes
 from tools.convert_checkpoint import main
 
 torch = pytest.importorskip("torch")

@@ -6,10 +6,10 @@ import json
 import pytest
 
 from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
+from ospnext_ms.models.parameters import expected_shapes
 from tests.support.compare import relative_error
 from tests.support.paths import FACTS
 from tools.conversion.names import detect_naming, drop_superfluous, to_naming
-from tools.conversion.shapes import expected_shapes
 from tools.conversion.sizes import infer_sizes, sizes_from_config
 
 DIT_COMMON = {"freq_dim": 256, "text_dim": 4096, "in_channels": 16, "out_channels": 16, "patch_size": (1, 2, 2)}

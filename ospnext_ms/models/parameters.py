@@ -1,13 +1,12 @@
 """Names and shapes of every weight of the three networks, in Wan2.1's original naming, which is also ours.
 
-The sizes are plain numbers here, not the configurations of ospnext_ms.models: those also hold what no weight shows
-(heads of the transformer, text length, sparse layout).
+The sizes are plain numbers here, not configurations: those also hold what no weight shows (heads of the transformer,
+text length, sparse layout), and a checkpoint may come without them. Framework-free.
 """
 
-KINDS = ("dit", "vae", "umt5")
+from ospnext_ms.models.config import VAE_BLOCKS, VAE_TIME_LEVELS, VAE_WIDTHS
 
-VAE_WIDTHS = (1, 2, 4, 4)
-VAE_TIME_LEVELS = (False, True, True)
+KINDS = ("dit", "vae", "umt5")
 
 
 def expected_shapes(kind: str, sizes: dict) -> dict[str, tuple]:
@@ -88,7 +87,7 @@ def _dit_attention(name, dim):
 def _vae_down(dim):
     table, i, width = {}, 0, dim
     for level, multiplier in enumerate(VAE_WIDTHS):
-        for _ in range(2):
+        for _ in range(VAE_BLOCKS["encoder"]):
             table.update(_vae_residual(f"encoder.downsamples.{i}", width, dim * multiplier))
             width = dim * multiplier
             i += 1
@@ -104,7 +103,7 @@ def _vae_down(dim):
 def _vae_up(dim):
     table, i, width = {}, 0, dim * VAE_WIDTHS[-1]
     for level, multiplier in enumerate(reversed(VAE_WIDTHS)):
-        for _ in range(3):
+        for _ in range(VAE_BLOCKS["decoder"]):
             table.update(_vae_residual(f"decoder.upsamples.{i}", width, dim * multiplier))
             width = dim * multiplier
             i += 1
