@@ -47,7 +47,8 @@ def generate(config):
     runtime = start(config.context)
     team = join(config.parallel_config)
     paths, rows = [], {}
-    for video in TextToVideo(config, runtime, [request.prompt for request in requests], noise, team)():
+    pipeline = TextToVideo(config, runtime, [request.prompt for request in requests], noise, team)
+    for video in pipeline.videos():
         request = requests[video.index]
         path = Path(config.output_dir) / f"{request.stem}.mp4"
         video.write_to(path, config.video.fps, config.video.crf)

@@ -75,7 +75,7 @@ class TextToVideo:
         token_ids(model.text_encoder, Tokenizer(model.text_encoder.tokenizer, model.dit.text_len), self._texts())
         check_checkpoints(model)
 
-    def __call__(self):
+    def videos(self):
         """Yields the Video of each prompt of this process, in order, on the one process of several that writes it."""
         decoder = None
         for index, latent in self.latents():

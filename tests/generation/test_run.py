@@ -65,6 +65,21 @@ def test_several_prompts_named_for_vbench(config_file, tmp_path):
     assert (record["prompt"], record["index"], record["negative_prompt"]) == ("seven", 1, None)
 
 
+def test_each_video_is_complete_before_the_next_one_is_denoised(config_file, tmp_path, monkeypatch):
+    prompts, output, there = tmp_path / "prompts.txt", tmp_path / "output", []
+    prompts.write_text("one\ntwo\nthree\n")
+    denoise = text_to_video.integrate
+
+    def watched(*arguments):
+        there.append(files_in(output) if output.exists() else [])
+        return denoise(*arguments)
+
+    monkeypatch.setattr(text_to_video, "integrate", watched)
+    assert main(["generate", "--config", config_file, "--set", "sampling.steps=1", "--prompt-file", str(prompts)]) == 0
+    of_video = [[f"video_000{i}.json", f"video_000{i}.mp4"] for i in range(3)]
+    assert there == [[], of_video[0], of_video[0] + of_video[1]]
+
+
 def test_a_failure_while_a_video_is_written_leaves_no_file(config_file, tmp_path, monkeypatch, capsys):
     def write_half(path, frames, fps, crf):
         def broken():

@@ -52,4 +52,4 @@ def mindspore_clips(recipe, weights, model, prompts, noise, sampling, batch_size
         "sampling.guidance": float(sampling.guidance), "sampling.batch_size": batch_size,
     })
     pipeline = TextToVideo(config, start(config.context), prompts, noise)
-    return np.stack([video.frames for video in pipeline()])
+    return np.stack([video.frames for video in pipeline.videos()])
