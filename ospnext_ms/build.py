@@ -97,7 +97,7 @@ def _network(config, runtime, mesh, param_dtype, residual_dtype):
         sequence = ParallelSequence(config.sparse_ratio, config.num_heads, mesh)
     return OSPNextDiT(config, runtime.dtype, param_dtype=param_dtype, sequence=sequence,
                       residual_dtype=DTYPES[residual_dtype] if residual_dtype else None,
-                      **quantized_parts(config, runtime.dtype, param_dtype, mesh.video_group))
+                      **quantized_parts(config, runtime.dtype, param_dtype, mesh.video_group, runtime.compiled))
 
 
 def build_vae(config, compile_chunks) -> WanVAE:

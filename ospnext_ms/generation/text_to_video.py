@@ -95,7 +95,7 @@ class TextToVideo:
         embeddings = self._embed()
         net = self._load("dit", lambda: build_dit(self.config.model.dit, self.runtime, self.team.mesh,
                                                   adapter=self.config.adapter))
-        if (quantised := describe(self.config.model.dit)) and self.team.is_leader:
+        if (quantised := describe(self.config.model.dit, self.runtime)) and self.team.is_leader:
             print(quantised, flush=True)
         velocity = self.runtime.compile(net)
         total = len(self.batches) * self.config.sampling.steps

@@ -1,13 +1,6 @@
-"""HiF8 matrix products: native on Ascend 950, emulated exactly elsewhere.
+"""Scales of HiF8, and rounding to it: native on Ascend 950, emulated exactly elsewhere."""
 
-Quantised numbers pass from `Quantize` to `MatMul` in whatever form the back end has for them: hifloat8 where it is
-native; elsewhere floating-point numbers that are HiF8 values, which have at most 4 significant bits and so are exact in
-bf16 too. M, K, N are rows and columns of matrices.
-"""
-
-from dataclasses import dataclass
 from functools import cache
-from typing import get_args
 
 import mindspore as ms
 import numpy as np
@@ -17,74 +10,7 @@ from ospnext_ms import hif8_format as hif8
 from ospnext_ms.kernels.collectives import AllMax, ProcessGroup
 from ospnext_ms.kernels.device import on_ascend
 
-PROBE_SIZE = 16
 ALONE = ProcessGroup()
-
-
-@dataclass(frozen=True)
-class Backend:
-    """What computes, and why; `str()` is the line that a run shows its user."""
-
-    native: bool
-    reason: str
-
-    def __str__(self):
-        return f"HiF8 {'native' if self.native else 'emulated'}: {self.reason}"
-
-
-@cache
-def choose_backend(name):
-    """The Backend for "native", "emulate" or "auto", which is native where a probe of 16x16 matrices agrees.
-
-    Raises:
-        ValueError: an unknown name, or native where it does not exist, with the reason.
-    """
-    if name not in get_args(hif8.BackendName):
-        raise ValueError(f"HiF8 back end is {name!r}; valid: {', '.join(map(repr, get_args(hif8.BackendName)))}")
-    if name == "emulate":
-        return Backend(False, "as configured")
-    works, found = probe_native()
-    if name == "native" and not works:
-        raise ValueError(f"HiF8 back end 'native' does not exist here: {found}; valid: 'emulate', or 'auto'")
-    return Backend(works, found)
-
-
-def probe_native():
-    """(whether the device's own HiF8 agrees with the emulation on 16x16 matrices, what was found)."""
-    if not on_ascend():
-        return False, f"the device is {ms.get_context('device_target')}, which has no HiF8"
-    try:
-        return _compare_with_emulation()
-    # Whatever a device without HiF8 raises, and operators raise many things, the answer is that it has none.
-    except Exception as error:
-        return False, f"the device refuses HiF8 ({str(error).strip().splitlines()[0]})"
-
-
-def _compare_with_emulation():
-    a, b = (Tensor(probe_matrix(seed)) for seed in (0, 1))
-    one, third = Tensor([1.0], ms.float32), Tensor([1 / 3], ms.float32)
-    results = {}
-    for native in (False, True):
-        quantize = Quantize(native, ms.float32)
-        a8, b8 = quantize(a, one), quantize(b, one)
-        product = MatMul(native, ms.float32)(a8, b8, one, third)
-        results[native] = a8.astype(ms.float32).asnumpy(), product.asnumpy()
-    (values, product), (native_values, native_product) = results[False], results[True]
-    if not np.array_equal(values, native_values):
-        wrong = np.argmax(values != native_values)
-        return False, (f"the device rounds {a.asnumpy().flat[wrong]!r} to {native_values.flat[wrong]!r} instead of "
-                       f"{values.flat[wrong]!r}")
-    error = np.abs(product - native_product).max() / np.abs(product).max()
-    if not error <= 1e-5:
-        return False, f"the device's product of 16x16 matrices differs by {error:.1e}"
-    return True, f"the device's rounding and a 16x16 product agree with the emulation ({error:.0e})"
-
-
-def probe_matrix(seed):
-    """fp32 [16, 16] with numbers of all bands of HiF8, ties and numbers beside them, both signs."""
-    rng = np.random.default_rng(seed)
-    numbers = rng.choice(hif8.values()[1:110], PROBE_SIZE**2) * rng.choice([1, 1.0625, 1.125, 1.25, 1.2499999], 256)
-    return (numbers * rng.choice([-1, 1], 256)).astype(np.float32).reshape(PROBE_SIZE, PROBE_SIZE)
 
 
 class Amax(nn.Cell):
@@ -160,33 +86,6 @@ class Quantize(nn.Cell):
         if self.on_host:
             return self.round(x, scale).astype(self.dtype)
         return self.round(x * scale).astype(self.dtype)
-
-
-class MatMul(nn.Cell):
-    """a b^T * (a_factor * b_factor) of quantised matrices; `transpose_a`: a^T b^T; `plain_b`: a b.
-
-    Inputs: a [M, K] ([K, M] if transpose_a), b [N, K] ([K, N] if plain_b), both from `Quantize`; a_factor and b_factor
-    fp32 [1], the reciprocals of their scales. Output [M, N] in `dtype`.
-    """
-
-    def __init__(self, native, dtype, transpose_a=False, plain_b=False):
-        super().__init__()
-        self.native = native
-        self.dtype = dtype
-        self.transpose_a = transpose_a
-        self.plain_b = plain_b
-        self.matmul = ops.MatMul(transpose_a, not plain_b)
-
-    def construct(self, a, b, a_factor, b_factor):
-        if self.native:
-            a = a.swapaxes(0, 1) if self.transpose_a else a
-            b = b if self.plain_b else b.swapaxes(0, 1)
-            return quant_matmul(a, b, b_factor, pertoken_scale=a_factor, output_dtype=self.dtype)
-        return (self.matmul(a, b).astype(ms.float32) * (a_factor * b_factor)).astype(self.dtype)
-
-
-# CANN's QuantMatmul (aclnnQuantMatmulV5) for two hifloat8 matrices: one fp32 scale each, fp16, bf16 or fp32 out.
-quant_matmul = ops.auto_generate.quant_matmul
 
 
 class RoundByArithmetic(nn.Cell):

@@ -9,18 +9,20 @@ from mindspore import nn, ops
 
 from ospnext_ms.kernels.collectives import AllMax
 from ospnext_ms.kernels.hif8_operators import Amax, Quantize, scale_for
+from ospnext_ms.kernels.slices import narrow
 
 
 class StraightThrough(nn.Cell):
     """x * scale rounded to HiF8, as numbers of `dtype`; the gradient is that of x * scale. scale fp32 [1] has none."""
 
-    def __init__(self, bound, dtype):
+    def __init__(self, native, bound, dtype):
         super().__init__()
-        # No attention kernel takes hifloat8, so these are numbers on every back end.
-        self.quantize = Quantize(False, dtype, bound)
+        self.dtype = dtype
+        self.quantize = Quantize(native, dtype, bound)
 
     def construct(self, x, scale):
-        return self.quantize(x, scale)
+        # No attention kernel that MindSpore has takes hifloat8, so these are numbers on every back end.
+        return self.quantize(x, scale).astype(self.dtype)
 
     def bprop(self, x, scale, out, dout):
         return (dout * scale).astype(x.dtype), ops.zeros_like(scale)
@@ -39,12 +41,12 @@ class AttentionInputs(nn.Cell):
         self.dtype = dtype
         self.amax = Amax()
         self.all_max = AllMax(recipe.group)
-        self.quantize = StraightThrough(recipe.scale_max_forward, dtype)
+        self.quantize = StraightThrough(recipe.native, recipe.scale_max_forward, dtype)
 
     def construct(self, q, k, v):
         amax = self.all_max(ops.cat((self.amax(q), self.amax(k), self.amax(v))), "scales")
         scales = scale_for(amax, self.scale_max)
-        q_scale, k_scale, v_scale = scales[0:1], scales[1:2], scales[2:3]
+        q_scale, k_scale, v_scale = (narrow(scales, 0, i, 1) for i in range(3))
         q8 = (self.quantize(q, q_scale) * (1 / q_scale / k_scale)).astype(self.dtype)
         return q8, self.quantize(k, k_scale), self.quantize(v, v_scale), 1 / v_scale
 

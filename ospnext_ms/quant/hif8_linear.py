@@ -8,41 +8,14 @@ The gradient passes straight through the roundings.
 """
 
 import mindspore as ms
-from mindspore import nn, ops
 
 from ospnext_ms.hif8_format import SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
-from ospnext_ms.kernels.hif8_operators import ALONE, MatMul, Quantize, Scale, choose_backend
+from ospnext_ms.kernels.hif8_backend import choose_backend
+from ospnext_ms.kernels.hif8_operators import ALONE, Scale
+from ospnext_ms.kernels.hif8_product import HiF8Product
 from ospnext_ms.kernels.linear import add_bias
 from ospnext_ms.models.layers import Linear
 from ospnext_ms.quant.recipe import HiF8Recipe
-
-
-class HiF8Product(nn.Cell):
-    """x8 w8^T / (s_x s_w) with the gradients above.
-
-    Inputs: x [M, K], w [N, K] of any float dtype, their scales fp32 [1]. Output [M, N] in `dtype`. x and w are rounded
-    anew in the backward pass, to the same numbers, so that nothing but the inputs is kept for it.
-    """
-
-    def __init__(self, recipe, dtype):
-        super().__init__()
-        native = recipe.native
-        self.quantize = Quantize(native, dtype, recipe.scale_max_forward)
-        self.quantize_gradient = Quantize(native, dtype, recipe.scale_max_backward)
-        self.gradient_scale = Scale(recipe.scale_max_backward, recipe.group)
-        self.matmul = MatMul(native, dtype)
-        self.matmul_x = MatMul(native, dtype, plain_b=True)
-        self.matmul_w = MatMul(native, ms.float32, transpose_a=True, plain_b=True)
-
-    def construct(self, x_MK, w_NK, x_scale, w_scale):
-        return self.matmul(self.quantize(x_MK, x_scale), self.quantize(w_NK, w_scale), 1 / x_scale, 1 / w_scale)
-
-    def bprop(self, x_MK, w_NK, x_scale, w_scale, out, dout):
-        g_scale = self.gradient_scale(dout)
-        g8 = self.quantize_gradient(dout, g_scale)
-        dx = self.matmul_x(g8, self.quantize(w_NK, w_scale), 1 / g_scale, 1 / w_scale)
-        dw = self.matmul_w(g8, self.quantize(x_MK, x_scale), 1 / g_scale, 1 / x_scale)
-        return dx.astype(x_MK.dtype), dw.astype(w_NK.dtype), ops.zeros_like(x_scale), ops.zeros_like(w_scale)
 
 
 class HiF8Linear(Linear):
@@ -59,11 +32,11 @@ class HiF8Linear(Linear):
                  scale_max_backward=SCALE_MAX_BACKWARD, dtype=ms.float32, param_dtype=None, native=None,
                  group=ALONE):
         super().__init__(in_channels, out_channels, has_bias, dtype, param_dtype)
-        native = choose_backend("auto").native if native is None else native
+        native = choose_backend("auto", dtype=dtype).native if native is None else native
         recipe = HiF8Recipe(scale_max_forward, scale_max_backward, native, group)
         self.input_scale = Scale(recipe.scale_max_forward, recipe.group)
         self.weight_scale = Scale(recipe.scale_max_forward)
-        self.product = HiF8Product(recipe, dtype)
+        self.product = HiF8Product(native, dtype, scale_max_forward, scale_max_backward, group)
 
     def construct(self, x):
         weight = self.gather_weight(self.weight)

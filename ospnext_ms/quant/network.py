@@ -9,7 +9,7 @@ from ospnext_ms.quant.hif8_linear import hif8_linear_factory
 from ospnext_ms.quant.recipe import make_recipe
 
 
-def quantized_parts(config, dtype=ms.float32, param_dtype=None, video_group=None):
+def quantized_parts(config, dtype=ms.float32, param_dtype=None, video_group=None, compiled=True):
     """Keyword arguments of OSPNextDiT that make it compute as the configuration says; none where nothing is quantised.
 
     q, k and v of the video are quantised before they are ordered and sent, all tokens with one scale. Where several
@@ -19,6 +19,7 @@ def quantized_parts(config, dtype=ms.float32, param_dtype=None, video_group=None
     Args:
         config: DiTConfig. dtype: compute dtype. param_dtype: storage dtype of the weights, default `dtype`.
         video_group: ProcessGroup of the ranks that share a video, None for one.
+        compiled: whether the network will be compiled, see choose_backend.
 
     Raises:
         ValueError: the configured back end does not exist here.
@@ -26,7 +27,7 @@ def quantized_parts(config, dtype=ms.float32, param_dtype=None, video_group=None
     if not (config.quant or config.quant_attention):
         return {}
     video_group = video_group or ProcessGroup()
-    recipe = make_recipe(config.quant_config, video_group)
+    recipe = make_recipe(config.quant_config, video_group, compiled, dtype)
     parts = {}
     if config.quant:
         parts["linear"] = hif8_linear_factory(recipe, dtype, param_dtype or dtype)

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+import mindspore as ms
+
 from ospnext_ms.hif8_format import MAX_VALUE, SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
 from ospnext_ms.kernels.collectives import ProcessGroup
-from ospnext_ms.kernels.hif8_operators import choose_backend
+from ospnext_ms.kernels.hif8_backend import choose_backend
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,31 @@ class HiF8Recipe:
                 raise ValueError(f"{name} is {value}; it must be above 0 and at most {MAX_VALUE:g}")
 
 
-def describe(config):
+def describe(config, runtime):
     """What a run shows its user of a DiTConfig: the back end and why it was chosen; empty where nothing is quantised.
+
+    Args:
+        runtime: what has `compiled` and `dtype`, such as runtime.Runtime.
 
     Raises:
         ValueError: the configured back end does not exist here.
     """
     what = [name for name, value in (("linears", config.quant), ("attention", config.quant_attention)) if value]
-    return f"{choose_backend(config.quant_config.backend)}; quantised: {' and '.join(what)}" if what else ""
+    if not what:
+        return ""
+    backend = choose_backend(config.quant_config.backend, runtime.compiled, runtime.dtype)
+    return f"{backend}; quantised: {' and '.join(what)}"
 
 
-def make_recipe(config, video_group=ProcessGroup()):  # noqa: B008  (it is frozen)
-    """HiF8Recipe of a QuantConfig on the device at hand. `video_group`: ProcessGroup of the ranks that share a video.
+def make_recipe(config, video_group=ProcessGroup(), compiled=True, dtype=ms.float32):  # noqa: B008  (it is frozen)
+    """HiF8Recipe of a QuantConfig on the device at hand.
+
+    Args:
+        video_group: ProcessGroup of the ranks that share a video. compiled, dtype: see choose_backend.
 
     Raises:
         ValueError: the configured back end does not exist here.
     """
     group = video_group if config.scale_scope == "global" else ProcessGroup()
-    return HiF8Recipe(config.scale_max_forward, config.scale_max_backward, choose_backend(config.backend).native, group)
+    native = choose_backend(config.backend, compiled, dtype).native
+    return HiF8Recipe(config.scale_max_forward, config.scale_max_backward, native, group)

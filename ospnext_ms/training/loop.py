@@ -186,7 +186,7 @@ class Trainer:
             print(f"{'resuming after step ' + str(resumed.step) if resumed else 'starting'} {origin}; "
                   f"{sum(int(np.prod(self.sharded.shape(n, p.shape))) for n, p in parameters.items()):,} parameters, "
                   f"{self.mesh.size} processes", flush=True)
-            if quantised := describe(config.model.dit):
+            if quantised := describe(config.model.dit, self.runtime):
                 print(quantised, flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import mindspore as ms
 import pytest
 
 from ospnext_ms.config.generate import GenerateConfig
@@ -9,6 +10,7 @@ from ospnext_ms.config.reader import load_config
 from ospnext_ms.config.train import TrainConfig
 from ospnext_ms.models.config import QuantConfig
 from ospnext_ms.quant.recipe import describe
+from ospnext_ms.runtime import Runtime
 from tests.support.paths import CONFIGS
 
 
@@ -39,8 +41,10 @@ def test_keys_are_checked():
 
 def test_a_run_says_what_computes():
     dit = load("train", "tiny_hif8").model.dit
-    assert describe(dit) == ("HiF8 emulated: the device is CPU, which has no HiF8; quantised: linears and attention")
-    assert describe(load("train", "tiny").model.dit) == ""
+    runtime = Runtime("CPU", ms.float32, True)
+    expected = "HiF8 emulated: the device is CPU, which has no HiF8; quantised: linears and attention"
+    assert describe(dit, runtime) == expected
+    assert describe(load("train", "tiny").model.dit, runtime) == ""
     native = replace(dit, quant_config=QuantConfig(backend="native"))
     with pytest.raises(ValueError, match="'native' does not exist here"):
-        describe(native)
+        describe(native, runtime)
