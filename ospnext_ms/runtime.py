@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import mindspore as ms
 from mindspore import nn
 
+from ospnext_ms.kernels.device import compute_convolutions_in_fp32
 from ospnext_ms.parallel.mesh import start_processes
 
 DTYPES = {"fp32": ms.float32, "bf16": ms.bfloat16}
@@ -43,6 +44,7 @@ def start(context):
         # Queues between Python and the operators hide a device's latency. The CPU has none, and their threads spin
         # while they wait: uncompiled networks took five times the processor time, and more with several processes.
         ms.runtime.launch_blocking()
+    compute_convolutions_in_fp32()
     name = context.dtype
     if name == "auto":
         name = "bf16" if device == "Ascend" else "fp32"

@@ -1,6 +1,7 @@
-"""The device of a run, and what networks that are no longer needed leave behind."""
+"""The device of a run, what is set on it, and what networks that are no longer needed leave behind."""
 
 import weakref
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -38,3 +39,13 @@ def test_released_networks_run_again():
     before = compiled(x).asnumpy()
     release_memory()
     assert (compiled(x).asnumpy() == before).all()
+
+
+@pytest.mark.parametrize("device", ["Ascend", "CPU"])
+def test_convolutions_on_ascend_are_not_rounded_to_hf32(monkeypatch, device):
+    allowed = []
+    precision = SimpleNamespace(conv_allow_hf32=allowed.append)
+    monkeypatch.setattr(ms.device_context, "ascend", SimpleNamespace(op_precision=precision))
+    monkeypatch.setattr(ms, "get_context", lambda name: device)
+    start(ContextSection(device_target=device))
+    assert allowed == [False] * (device == "Ascend")

@@ -3,6 +3,13 @@
 import numpy as np
 from mindspore import Tensor, ops
 
+from ospnext_ms.kernels.device import for_ascend
+
+
+def add_in_place(parameter, change):
+    """parameter += change; returns something that depends on it."""
+    return parameter.add_(change) if for_ascend() else ops.assign_add(parameter, change)
+
 
 def assign_values(parameter, values: np.ndarray):
     """Writes values into a parameter's own memory, cast to its dtype.

@@ -19,6 +19,7 @@ from mindspore import nn, ops
 from mindspore.ops import constexpr
 
 from ospnext_ms.kernels.device import on_ascend
+from ospnext_ms.kernels.slices import narrow
 
 
 class Traffic:
@@ -137,7 +138,7 @@ class ReduceScatterSum(_Collective):
         if self.native:
             return self.reduce_scatter(x)
         rows = x.shape[0] // self.size
-        return self.all_reduce(x)[self.index * rows : (self.index + 1) * rows]
+        return narrow(self.all_reduce(x), 0, self.index * rows, rows)
 
 
 class AllMax(nn.Cell):
@@ -177,17 +178,17 @@ class AllToAll(_Collective):
         if self.native and not _has_idle_rank(counts):
             send, receive = _splits(counts, self.index, width)
             sent = _placement(counts, self.index)[1]
-            return self.all_to_all(x_NW[:sent].reshape(-1), send, receive).reshape(-1, width)
+            return self.all_to_all(narrow(x_NW, 0, 0, sent).reshape(-1), send, receive).reshape(-1, width)
         return self._summed(x_NW, counts)
 
     def _summed(self, x_NW, counts):
         start, sent, total = _placement(counts, self.index)
         if sent:
-            buffer = _placed(x_NW[:sent], start, total)
+            buffer = _placed(narrow(x_NW, 0, 0, sent), start, total)
         else:
             buffer = self.anchor(ops.zeros((total, x_NW.shape[1]), x_NW.dtype), x_NW)
         buffer = self.all_reduce(buffer)
-        parts = [buffer[first:last] for first, last in _incoming(counts, self.index)]
+        parts = [narrow(buffer, 0, first, last - first) for first, last in _incoming(counts, self.index)]
         if len(parts) == 0:
             return self.anchor(ops.zeros((1, x_NW.shape[1]), x_NW.dtype), buffer)
         return ops.cat(parts, 0)
@@ -213,7 +214,7 @@ class GatherShared(_Collective):
         width = x_NW.shape[1]
         own, start, total = rows[self.index], _total(rows[: self.index]), _total(rows)
         self.record(label, (self.size - 1) * own * _num_bytes((width,), x_NW.dtype))
-        x_NW = x_NW[: max(1, own)]
+        x_NW = narrow(x_NW, 0, 0, max(1, own))
         if self.native and min(rows):
             gathered = self.all_gather_v(x_NW.reshape(-1), _scaled(rows, width)).reshape(total, width)
         elif own:
@@ -227,9 +228,9 @@ class GatherShared(_Collective):
         # A rank that owns everything would otherwise leave out the collective in which the others wait for it.
         parts = [ops.depend(x_NW, gathered)]
         if start:
-            parts = [gathered[:start], x_NW]
+            parts = [narrow(gathered, 0, 0, start), x_NW]
         if start + own < total:
-            parts.append(gathered[start + own :])
+            parts.append(narrow(gathered, 0, start + own, total - start - own))
         return ops.cat(parts, 0)
 
 

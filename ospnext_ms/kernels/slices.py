@@ -10,7 +10,9 @@ from ospnext_ms.kernels.device import for_ascend, on_ascend
 
 
 def narrow(x, axis, start, length):
-    """`length` entries of `axis` (0, 1 or 2) from `start` on; static numbers."""
+    """`length` entries of `axis` (0, 1 or 2) from `start` on; static numbers. x itself where that is all of it."""
+    if length == x.shape[axis]:
+        return x
     if for_ascend():
         return mint.narrow(x, axis, start, length)
     if axis == 0:
@@ -39,6 +41,13 @@ def take(x, indices, axis):
     if for_ascend():
         return mint.index_select(x, axis, indices)
     return ops.gather(x, indices, axis)
+
+
+def embedding(table, ids):
+    """Rows `ids` (int [...]) of table [n, C]: [..., C]."""
+    if for_ascend():
+        return mint.nn.functional.embedding(ids, table)
+    return ops.gather(table, ids, 0)
 
 
 class Permute(nn.Cell):

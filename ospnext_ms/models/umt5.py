@@ -13,6 +13,7 @@ from mindspore.common.initializer import Normal, initializer
 from mindspore.ops import constexpr
 
 from ospnext_ms.kernels.activations import GELU
+from ospnext_ms.kernels.slices import embedding
 from ospnext_ms.models.config import UMT5Config
 from ospnext_ms.models.layers import Linear, RMSNorm
 
@@ -56,7 +57,7 @@ class Embedding(nn.Cell):
         self.weight = Parameter(initializer(Normal(std), (num_rows, dim), dtype), name="weight")
 
     def construct(self, ids):
-        return ops.gather(self.weight, ids, 0)
+        return embedding(self.weight, ids)
 
 
 class PositionBias(nn.Cell):

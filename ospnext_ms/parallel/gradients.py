@@ -13,6 +13,7 @@ import math
 from mindspore import ops
 
 from ospnext_ms.kernels.collectives import AllReduceSum
+from ospnext_ms.kernels.slices import split
 
 BUCKET_BYTES = 2**26
 
@@ -45,7 +46,7 @@ class GradientReducer:
                 sums = [gradients[i] for i in bucket]
             else:
                 flat = all_reduce(ops.cat([gradients[i].reshape(-1) for i in bucket], 0), "gradients")
-                sums = ops.split(flat, [gradients[i].size for i in bucket])
+                sums = split(flat, [gradients[i].size for i in bucket], 0)
             for i, total in zip(bucket, sums, strict=True):
                 reduced[i] = total.reshape(gradients[i].shape)
                 if self._scale != 1:

@@ -16,6 +16,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from ospnext_ms.kernels.collectives import AllGather, ReduceScatterSum
+from ospnext_ms.kernels.slices import narrow
 
 
 class GatheredWeight(nn.Cell):
@@ -35,7 +36,7 @@ class GatheredWeight(nn.Cell):
 
     def construct(self, shard):
         whole = self.all_gather(shard.astype(self.dtype), "weights")
-        return whole[: self.rows] if self.padding else whole
+        return narrow(whole, 0, 0, self.rows)
 
     def bprop(self, shard, out, dout):
         dout = dout.astype(ms.float32)

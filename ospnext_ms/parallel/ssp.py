@@ -121,7 +121,8 @@ def _to_heads(exchange, tensors, rows, label):
     """Tensors [B, n, H, D] of the own tokens -> all tokens of the group, by rank, of the own heads [N, X*B*h*D]."""
     ranks = len(rows)
     batch, own, heads, head_dim = tensors[0].shape
-    x = ops.stack(tensors, 0).reshape(len(tensors), batch, own, ranks, heads // ranks, head_dim)
+    x = ops.cat([tensor.expand_dims(0) for tensor in tensors], 0)
+    x = x.reshape(len(tensors), batch, own, ranks, heads // ranks, head_dim)
     x = x.transpose(3, 2, 0, 1, 4, 5).reshape(ranks * own, -1)
     return exchange(x, _everything_to_all(rows), label)
 

@@ -7,6 +7,7 @@ fp32 but the network itself.
 from mindspore import nn, ops
 
 from ospnext_ms.diffusion.sampler import guided_velocity, sde_step
+from ospnext_ms.kernels import reductions
 
 
 class GuidedVelocity(nn.Cell):
@@ -51,7 +52,7 @@ def kl_to_reference(mean, reference_mean, sigma, sigma_next, std):
 
     Averaged over all dimensions but the first, as the log-probability is.
     """
-    squares = ops.square(mean - reference_mean).mean(tuple(range(1, mean.ndim)))
+    squares = reductions.mean_per_sample(ops.square(mean - reference_mean))
     return squares / (2 * std * std * (sigma - sigma_next))
 
 
@@ -85,10 +86,10 @@ class PolicyLoss(nn.Cell):
         old_log_prob = is_fresh * ops.stop_gradient(log_prob) + (1 - is_fresh) * old_log_prob
         ratio = ops.exp(log_prob - old_log_prob)
         clipped = ops.clamp(ratio, 1.0 - self.clip, 1.0 + self.clip)
-        loss = (weight * ops.maximum(-advantage * ratio, -advantage * clipped)).mean()
+        loss = reductions.mean(weight * ops.maximum(-advantage * ratio, -advantage * clipped))
         kl = ops.zeros_like(ratio)
         if self.with_kl:
             kl = kl_to_reference(mean, reference_mean, sigma, sigma_next, std)
             if self.kl_weight:
-                loss = loss + self.kl_weight * (weight * kl).mean()
+                loss = loss + self.kl_weight * reductions.mean(weight * kl)
         return loss, ops.stop_gradient(ratio), ops.stop_gradient(kl), ops.stop_gradient(log_prob)

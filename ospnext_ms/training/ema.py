@@ -4,7 +4,7 @@ import contextlib
 
 from mindspore import Parameter, ParameterTuple, nn, ops
 
-from ospnext_ms.kernels.assign import assign_values
+from ospnext_ms.kernels.assign import add_in_place, assign_values
 from ospnext_ms.training.chunks import in_chunks
 
 
@@ -22,7 +22,7 @@ class AverageChunk(nn.Cell):
 
 
 def _approach(share, average, parameter):
-    return ops.assign_add(average, share * (parameter - average))
+    return add_in_place(average, share * (parameter - average))
 
 
 class Ema:

@@ -7,8 +7,10 @@ import os
 
 import mindspore as ms
 import numpy as np
-from mindspore import ParameterTuple, Tensor, ops
+from mindspore import ParameterTuple, Tensor, nn, ops
 
+from ospnext_ms.kernels.adamw import adamw_update
+from ospnext_ms.kernels.device import on_ascend
 from ospnext_ms.training.chunks import in_chunks
 
 UNDECAYED = ("norm", "bias", "modulation")
@@ -40,11 +42,38 @@ def make_optimizer(parameters, *, betas, eps, weight_decay):
         return AdamW(groups, learning_rate=1e-3, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
 
     ordered = sorted(parameters, key=lambda parameter: not is_decayed(parameter.name))
-    return ChunkedAdamW([make_chunk(members) for members in in_chunks(ordered)])
+    chunks = [make_chunk(members) for members in in_chunks(ordered)]
+    if on_ascend():
+        chunks = [FusedAdamW(chunk, betas, eps, weight_decay) for chunk in chunks]
+    return ChunkedAdamW(chunks)
+
+
+class FusedAdamW(nn.Cell):
+    """Updates what one of mindformers' AdamW holds, to the same numbers, by one operator a parameter; uncompiled.
+
+    Args:
+        chunk: mindformers' AdamW, whose parameters, moments, step and learning rate these are. betas, eps,
+            weight_decay: as of make_optimizer.
+    """
+
+    def __init__(self, chunk, betas, eps, weight_decay):
+        super().__init__(auto_prefix=False)
+        self.parameters, self.exp_avg, self.exp_avg_sq = chunk.parameters, chunk.exp_avg, chunk.exp_avg_sq
+        self.global_step, self.learning_rate = chunk.global_step, chunk.learning_rate
+        self.betas, self.eps = tuple(betas), eps
+        self.decays = tuple(weight_decay if is_decayed(parameter.name) else 0.0 for parameter in chunk.parameters)
+
+    def construct(self, gradients):
+        ops.assign(self.global_step, self.global_step + 1)
+        step, rate = self.global_step.astype(ms.float32), float(self.learning_rate.asnumpy())
+        for values in zip(self.parameters, self.exp_avg, self.exp_avg_sq, gradients, self.decays, strict=True):
+            *tensors, decay = values
+            adamw_update(*tensors, step, rate, self.betas, self.eps, decay)
+        return step
 
 
 class ChunkedAdamW:
-    """mindformers' AdamW (unfused: the fused one needs Ascend), one for some of the parameters each, see chunks.py.
+    """mindformers' AdamW, one for some of the parameters each, see chunks.py.
 
     Attributes: chunks, to be called with as many gradients as each has parameters; parameters, exp_avg and exp_avg_sq
     of all chunks, in the order of gradients.

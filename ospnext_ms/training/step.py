@@ -1,7 +1,7 @@
 """One training step in three stages: gradients, their sum over the processes, the update.
 
 Between the stages stands the host, which looks at loss and norm before anything is changed. What is done to every
-parameter alike is compiled for some parameters at a time (see chunks.py).
+parameter alike is done for some parameters at a time (see chunks.py), compiled but on Ascend.
 """
 
 import itertools
@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from ospnext_ms.kernels.collectives import AllGather
+from ospnext_ms.kernels.device import on_ascend
 from ospnext_ms.parallel.gradients import GradientReducer
 from ospnext_ms.training.chunks import in_chunks
 
@@ -33,7 +34,7 @@ class _SquaredNorms(nn.Cell):
         self.map = ops.HyperMap()
 
     def construct(self, tensors):
-        return ops.stack(self.map(_squared_norm, tensors))
+        return ops.cat(self.map(_squared_norm, tensors))
 
 
 class _Update(nn.Cell):
@@ -50,6 +51,10 @@ class _Update(nn.Cell):
         return self.average(ops.depend(ema_share, done))
 
 
+def _as_it_is(cell):
+    return cell
+
+
 def _add(a, b):
     return a + b
 
@@ -60,7 +65,7 @@ def _multiply(scale, gradient):
 
 def _squared_norm(tensor):
     # All axes at once: over one long axis the CPU's sum loses digits.
-    return ops.square(tensor.astype(ms.float32)).sum()
+    return ops.square(tensor.astype(ms.float32)).sum().reshape(1)
 
 
 @dataclass(frozen=True)
@@ -98,10 +103,13 @@ class TrainStep:
         # Built outside the compiled function: inside, it would be built, and the whole compiled, anew at every step.
         value_and_grad = ms.value_and_grad(loss, None, optimizer.parameters)
         self._value_and_grad = ms.jit(value_and_grad) if runtime.compiled else value_and_grad
-        self._accumulate_chunk = runtime.compile(_Accumulate())
-        self._squared_norms_of_chunk = runtime.compile(_SquaredNorms())
+        # Uncompiled, what is done to every parameter alike is a few thousand launches a step, milliseconds on Ascend,
+        # where compiling it takes minutes. On CPU it is the other way round.
+        compile_chunk = _as_it_is if on_ascend() else runtime.compile
+        self._accumulate_chunk = compile_chunk(_Accumulate())
+        self._squared_norms_of_chunk = compile_chunk(_SquaredNorms())
         pairs = zip(optimizer.chunks, ema.chunks, strict=True)
-        self._update_chunks = [runtime.compile(_Update(*pair)) for pair in pairs]
+        self._update_chunks = [compile_chunk(_Update(*pair)) for pair in pairs]
         self._gather = AllGather(mesh.world_group)
         self._reduce = None
         if mesh.size > 1:

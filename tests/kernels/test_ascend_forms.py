@@ -4,9 +4,9 @@ meaning that its documentation gives, and the kernel's contract is measured. The
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, mint, ops
+from mindspore import Parameter, Tensor, mint, ops
 
-from ospnext_ms.kernels import linear, norms, reductions, rotary, slices, timesteps
+from ospnext_ms.kernels import adamw, linear, norms, reductions, rotary, slices, timesteps
 from ospnext_ms.models.layers import timestep_frequencies
 
 
@@ -15,7 +15,7 @@ def ascend(monkeypatch):
     """The kernels take their forms for Ascend."""
     for module in (linear, norms, reductions, slices, timesteps):
         monkeypatch.setattr(module, "for_ascend", lambda: True)
-    for module in (rotary, slices, timesteps):
+    for module in (adamw, rotary, slices, timesteps):
         monkeypatch.setattr(module, "on_ascend", lambda: True)
     return monkeypatch
 
@@ -74,6 +74,31 @@ def test_rotation(ascend):
     ascend.setattr(rotary, "on_ascend", lambda: False)
     np.testing.assert_array_equal(found, rotary.RotatePairs()(x, cos, sin).asnumpy())
     assert modes == [1]
+
+
+def test_adamw(ascend):
+    """AdamW (aclnnApplyAdamWV2) by its documentation, the step counted from 1 as MindSpore's own optimiser hands it."""
+    def operator(p, m, v, _, gradient, step, rate, beta1, beta2, decay, eps, amsgrad, maximize):
+        assert not amsgrad
+        assert not maximize
+        assert (step.dtype, step.shape) == (ms.float32, (1,))
+        g, t = gradient.asnumpy().astype(np.float64), float(step.asnumpy()[0])
+        m_new, v_new = beta1 * m.asnumpy() + (1 - beta1) * g, beta2 * v.asnumpy() + (1 - beta2) * g * g
+        change = rate * m_new / (1 - beta1**t) / (np.sqrt(v_new / (1 - beta2**t)) + eps)
+        for tensor, values in ((p, p.asnumpy() * (1 - rate * decay) - change), (m, m_new), (v, v_new)):
+            ops.assign(tensor, Tensor(values.astype(np.float32)))
+
+    def updated():
+        tensors = [Parameter(Tensor(values), name=name) for name, values in
+                   (("p", normal(3, 4)), ("m", normal(3, 4, seed=1)), ("v", normal(3, 4, seed=2) ** 2))]
+        adamw.adamw_update(*tensors, Tensor(normal(3, 4, seed=3)), Tensor([3.0]), 0.01, (0.9, 0.95), 1e-8, 0.1)
+        return [tensor.asnumpy() for tensor in tensors]
+
+    ascend.setattr(adamw, "AdamW", lambda: operator)
+    found = updated()
+    ascend.setattr(adamw, "on_ascend", lambda: False)
+    for one, other in zip(found, updated(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
 
 
 def test_bias(ascend):

@@ -20,7 +20,9 @@ def test_weights_decay_and_norms_biases_and_modulation_do_not():
         assert not is_decayed(name)
 
 
-def test_the_optimiser_is_adamw_with_bias_correction():
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_optimiser_is_adamw_with_bias_correction(fused, monkeypatch):
+    monkeypatch.setattr("ospnext_ms.training.optimizer.on_ascend", lambda: fused)
     weight, bias = parameters("x.weight", "x.bias")
     start = {p.name: p.asnumpy().astype(np.float64) for p in (weight, bias)}
     optimizer = make_optimizer([bias, weight], betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
