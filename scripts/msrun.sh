@@ -21,6 +21,11 @@ if [ "$nodes" -gt 1 ]; then
   where=(--node_rank="${NODE_RANK:?is this host 0, 1, ...?}" --master_addr="${MASTER_ADDR:?which is host 0?}")
 fi
 cd "$(dirname "$0")/.."
+# Virtual memory: what one network leaves in small pieces serves the next, whose tensors have other sizes.
+export MS_ALLOC_CONF="${MS_ALLOC_CONF:-enable_vmm:True}"
+# Processes compile their graphs at different speeds, and the first exchange waits for the slowest: 120 s, HCCL's own
+# limit, is less than a 14B takes.
+export HCCL_CONNECT_TIMEOUT="${HCCL_CONNECT_TIMEOUT:-1800}"
 export PATH="${OSPNEXT_VENV:-$PWD/.venv}/bin:$PATH"
 exec msrun --worker_num=$((nodes * devices)) --local_worker_num="$devices" --master_port="${MASTER_PORT:-8118}" \
   ${where[@]+"${where[@]}"} --join=True --log_dir="${MSRUN_LOGS:-output/msrun}" \

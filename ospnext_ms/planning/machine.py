@@ -12,10 +12,13 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ospnext_ms.planning.ascend_checks import check_cann, check_versions, collective_checks
+
 PACKAGES = ("mindspore", "mindformers", "numpy", "transformers", "av", "opencv-python-headless")
 CANN_VARIABLES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "ASCEND_OPP_PATH")
 CANN_FOLDERS = ("/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/latest")
 MIN_FREE_BYTES = 1 << 30
+NO_CANN = "not found (needed on Ascend only)"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ def examine():
     print(f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores")
     print(f"Packages: {', '.join(f'{name} {_version(name)}' for name in PACKAGES)}")
     print(f"CANN: {find_cann()}")
-    failed = [check for check in (*CHECKS, *_contract_checks()) if not report(check)]
+    # Processes have to find one another before any operator runs.
+    collectives = _collective_checks()
+    failed = [check for check in (*CHECKS, *_ascend_checks(), *_contract_checks(), *collectives) if not report(check)]
     broken = [check.name for check in failed if check.required]
     print(f"generate cannot work here: {', '.join(broken)}" if broken else "generate can work here.")
     return not broken
@@ -67,7 +72,7 @@ def find_cann():
     for folder in map(Path, folders):
         if folder.is_dir():
             return f"{_cann_version(folder)} in {folder}"
-    return "not found (needed on Ascend only)"
+    return NO_CANN
 
 
 def _cann_version(folder):
@@ -120,7 +125,7 @@ def check_jit():
 
 def check_hif8():
     """The device multiplies HiFloat8 matrices itself, and as the emulation does."""
-    from ospnext_ms.kernels.hif8_operators import probe_native
+    from ospnext_ms.kernels.hif8_backend import probe_native
 
     works, found = probe_native()
     if not works:
@@ -204,6 +209,26 @@ CHECKS = (
 
 def _fail(error):
     raise error
+
+
+def _ascend_checks():
+    """Of versions and of CANN, the latter only where it is there."""
+    checks = [Check("supported versions", check_versions, "other versions may work, and are not tested")]
+    if (cann := find_cann()) != NO_CANN:
+        checks.append(Check("CANN for several processes", partial(check_cann, cann),
+                            "several processes cannot communicate, or operators are missing"))
+    return checks
+
+
+def _collective_checks():
+    """The collectives' contracts, under msrun."""
+    try:
+        checks = collective_checks()
+    except Exception as error:
+        return [Check("processes", partial(_fail, error), "the processes of msrun do not find one another",
+                      required=True)]
+    return [Check(f"collective {name}", check, "results on several devices would be wrong; please report it",
+                  required=True) for name, check in checks]
 
 
 def _contract_checks():
