@@ -1,0 +1,98 @@
+"""Seconds on paper: operations, bytes and messages over the rates of a device (devices.py), added up.
+
+Nothing overlaps, and nothing waits: what is added is what a device computes, moves and sends. How far the sums are from
+measured times is in docs/ascend.md.
+"""
+
+from dataclasses import replace
+
+from ospnext_ms.models.flops import forward_flops
+from ospnext_ms.planning import communication, shapes
+
+# Of the products of a forward, those of a backward: twice in linears; attention computes its scores anew.
+BACKWARD_LINEAR, BACKWARD_ATTENTION = 2.0, 2.5
+# Bytes that an update of AdamW and the average moves for each parameter: weight, moments, gradient and average.
+UPDATE_BYTES = 44
+WORLDS = (64, 256, 1024)
+
+
+def forward_seconds(workload, device):
+    """{part: seconds} of one forward of one sample on the processes that share it.
+
+    Raises:
+        ValueError: a workload in 8 bits on a device that has none.
+    """
+    dit, degree = workload.dit, workload.degree
+    flops = forward_flops(dit, workload.grid)
+    if dit.quant and not device.eight_bit:
+        raise ValueError("dit.quant: this device has no 8-bit floating point; there it is emulated, slower than bf16")
+    linear = device.eight_bit * device.eight_bit_share if dit.quant else device.bf16 * device.linear_share
+    values = workload.grid[0] * workload.grid[1] * workload.grid[2] * dit.dim * dit.num_layers / degree
+    most, _ = communication.video_bytes(workload)
+    return {
+        "linears": flops["linear"] / degree / (linear * 1e12),
+        "attention": flops["attention"] / degree / (device.bf16 * device.attention_share * 1e12),
+        "elementwise": values * device.elementwise / (device.memory * 1e9),
+        "exchanges": _link_seconds(sum(most.values()), degree, device),
+    }
+
+
+def step_seconds(workload, device):
+    """{part: seconds} of a step: for generation all sampling steps of a batch, else forward, backward and update."""
+    forward = forward_seconds(workload, device)
+    samples = workload.batch * workload.batches * workload.forwards
+    sent = communication.step_bytes(workload)
+    if workload.trained is None:
+        times = dict.fromkeys(("linears", "attention", "elementwise"), 1)
+    else:
+        again = int(workload.recompute)
+        # Frozen weights need no gradients.
+        backward = BACKWARD_LINEAR if workload.trained == "all" else 1.0
+        times = {"linears": 1 + again + backward, "attention": 1 + again + BACKWARD_ATTENTION,
+                 "elementwise": 1 + again + 2}
+    parts = {name: samples * times[name] * forward[name] for name in times}
+    shard, degree = workload.parallel.parameter_shard, workload.degree
+    exchanged = sum(sent[name] for name in ("switch", "full", "sparse", "leave"))
+    parts["exchanges"] = _link_seconds(exchanged, degree, device)
+    parts["weights"] = _link_seconds(sent["weights"] + sent.get("weight_gradients", 0), shard, device)
+    parts["gradients"] = _link_seconds(sent.get("gradients", 0), workload.devices, device)
+    parameters = shapes.dit_parameters(workload.dit)
+    trained = {None: 0, "all": shapes.shard_count(parameters, shard),
+               "lora": shapes.lora_count(parameters, workload.lora) if workload.lora else 0}[workload.trained]
+    parts["update"] = trained * UPDATE_BYTES / (device.memory * 1e9)
+    return parts
+
+
+def _link_seconds(num_bytes, ranks, device):
+    """A ring or an All-to-All among neighbouring ranks is as fast as its slowest link."""
+    rate = device.inside if ranks <= device.in_host else device.across
+    return num_bytes / (rate * device.link_share * 1e9)
+
+
+def growth(workload, device):
+    """[(devices, videos in work at once, seconds of a step, its slowest part)]: more devices work on more videos."""
+    rows = []
+    for devices in (workload.devices, *(world for world in WORLDS if world > workload.devices)):
+        if devices % workload.degree:
+            continue
+        grown = replace(workload, parallel=replace(workload.parallel, data_parallel=devices // workload.degree))
+        parts = step_seconds(grown, device)
+        rows.append((devices, devices // workload.degree, sum(parts.values()), max(parts, key=parts.get)))
+    return rows
+
+
+def describe_seconds(workload, name, device):
+    """The figures as text."""
+    forward, step = forward_seconds(workload, device), step_seconds(workload, device)
+    unit = "all sampling steps" if workload.trained is None else "a step"
+    lines = [f"on paper, {name} ({device.source}):",
+             f"  a forward of one sample on {workload.degree} devices: {_parts(forward)}",
+             f"  {unit} on {workload.devices} devices: {_parts(step)}"]
+    for devices, videos, seconds, slowest in growth(workload, device)[1:]:
+        lines.append(f"  {devices:,} devices, {videos:,} videos at once: {seconds:.1f} s, most of it {slowest}")
+    return "\n".join(lines)
+
+
+def _parts(parts):
+    shown = ", ".join(f"{key} {value:.2f}" for key, value in parts.items() if value >= 0.005)
+    return f"{sum(parts.values()):.2f} s, limited by {max(parts, key=parts.get)} ({shown})"
