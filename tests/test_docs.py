@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import os
 import shlex
 import shutil
@@ -135,6 +136,8 @@ def test_a_command_is_understood_by_its_program(stop_when_understood, monkeypatc
     stop_when_understood(program)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [program, *arguments])
+    if program != "ospnext_ms" and importlib.util.find_spec(program).submodule_search_locations:
+        program += ".__main__"
     main = command_line.main if program == "ospnext_ms" else importlib.import_module(program).main
     with pytest.raises(UnderstoodError):
         main()

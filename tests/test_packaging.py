@@ -1,5 +1,6 @@
 """What pyproject.toml promises against what the package imports, what is pinned, and the command that it names."""
 
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import EntryPoint
@@ -56,3 +57,21 @@ def test_the_pins_come_with_the_package_itself():
 
 def test_the_installed_command_is_the_command_line():
     assert EntryPoint("ospnext-ms", PROJECT["scripts"]["ospnext-ms"], "console_scripts").load() is main
+
+
+@pytest.mark.slow
+def test_requirements_resolve_on_aarch64(tmp_path):
+    """Many Ascend hosts have such processors. All comes as wheels but jieba, pure Python without a wheel. That pip
+    takes the wheel of mindspore does not say that it works: it is tagged for any platform (docs/ascend.md)."""
+    pinned = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith(("-e", "#"))]
+    (tmp_path / "pinned.txt").write_text("\n".join(pinned) + "\n")
+    pip = [sys.executable, "-m", "pip"]
+    subprocess.run([*pip, "wheel", "-q", "--no-deps", "jieba==0.42.1", "-w", str(tmp_path / "wheels")], check=True)
+    tags = [f"--platform={tag}_aarch64" for tag in ("manylinux_2_28", "manylinux_2_27", "manylinux2014",
+                                                   "manylinux_2_17", "linux")]
+    done = subprocess.run([*pip, "install", "--dry-run", "--ignore-installed", "--only-binary=:all:", *tags,
+                           "--python-version=3.11", "--implementation=cp", f"--find-links={tmp_path / 'wheels'}",
+                           f"--target={tmp_path / 'target'}", "-r", str(tmp_path / "pinned.txt")],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "mindspore-2.9.0" in done.stdout.splitlines()[-1]

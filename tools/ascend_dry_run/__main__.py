@@ -16,6 +16,8 @@ import dataclasses
 import json
 import sys
 
+from ospnext_ms.planning import memory
+from tools.ascend_dry_run.collectives import first_difference
 from tools.ascend_dry_run.paths import PATHS, from_config
 from tools.ascend_dry_run.report import table
 from tools.ascend_dry_run.run import run_case
@@ -32,6 +34,8 @@ def main(argv=None):
     parser.add_argument("--full", type=int, help="full blocks among them")
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--world", type=int, default=1, help="number of processes")
+    parser.add_argument("--all-ranks", action="store_true",
+                        help="compile every rank's graphs, and compare the order of their collectives")
     parser.add_argument("--timeout", type=int, default=3600, help="seconds for one case")
     parser.add_argument("--log", metavar="FILE", help="keep MindSpore's log of the last case here")
     parser.add_argument("--json", action="store_true")
@@ -42,17 +46,26 @@ def main(argv=None):
                      else "give cases or --config, not both")
     try:
         if options.config:
-            jobs = from_config(options.config, options.overrides, options.layers, options.full, options.world)
+            jobs, work = from_config(options.config, options.overrides, options.layers, options.full, options.world)
         else:
             jobs = {name: PATHS[name] for name in options.case or PATHS}
-        reports = [run_case(job.case, job.options, title, options.rank if options.config else job.rank,
-                            options.world if options.config else job.size, options.timeout, options.log)
-                   for title, job in jobs.items()]
+        reports, problems = [], []
+        for title, job in jobs.items():
+            ranks = range(job.size) if options.all_ranks else [options.rank]
+            done = {rank: run_case(job.case, job.options, title if len(ranks) == 1 else f"{title}, rank {rank}", rank,
+                                   job.size, options.timeout, options.log) for rank in ranks}
+            reports += done.values()
+            if problem := first_difference({rank: report.collectives for rank, report in done.items()}):
+                problems.append(f"{title}: {problem}")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if options.config:
+        print(f"plan: {memory.estimate(work).total / 2**20:.0f} MB", file=sys.stderr)
     print(json.dumps([dataclasses.asdict(report) for report in reports], indent=1) if options.json else table(reports))
-    return 1 if any(report.error for report in reports) else 0
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems or any(report.error for report in reports) else 0
 
 
 if __name__ == "__main__":

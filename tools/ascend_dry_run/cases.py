@@ -15,17 +15,16 @@ from mindspore import ParameterTuple, Tensor
 from mindspore.nn.utils import no_init_parameters
 
 from ospnext_ms.build import assemble_dit
-from ospnext_ms.config.sections import ParallelSection
-from ospnext_ms.kernels import hif8_operators
+from ospnext_ms.config.sections import ContextSection, ParallelSection
+from ospnext_ms.kernels import hif8_backend
 from ospnext_ms.models.config import DiTConfig, QuantConfig, UMT5Config, VAEConfig
 from ospnext_ms.models.lora import LoRAConfig
 from ospnext_ms.parallel.mesh import Mesh, start_processes
-from ospnext_ms.runtime import Runtime
+from ospnext_ms.runtime import start
 
 SMALL = dict(dim=1024, ffn_dim=2048, num_heads=8, num_layers=8, freq_dim=256, text_dim=256, text_len=512,
              num_full_blocks=4)
 SMALL_GRID = (5, 9, 10)
-LORA = LoRAConfig(rank=8, alpha=8.0, targets=("q", "k", "v", "o"))
 CASES = {}
 
 
@@ -45,8 +44,7 @@ def stage(name):
 
 def runtime():
     """Ascend, bf16, compiled."""
-    ms.set_device("Ascend")
-    return Runtime("Ascend", ms.bfloat16, True)
+    return start(ContextSection(device_target="Ascend"))
 
 
 def mesh_of(skiparse=1, ulysses=1, shard=1):
@@ -64,16 +62,16 @@ def dit_config(native=False, quant=None, **changes):
                       quant_config=QuantConfig(backend="native" if native else "emulate"))
     if native:
         # Its probe would compute, which the dry run does not.
-        hif8_operators.probe_native = lambda *arguments, **options: (True, "taken for granted")
+        hif8_backend.probe_native = lambda *arguments, **options: (True, "taken for granted")
     return DiTConfig(**shape)
 
 
-def latent_of(config, grid):
+def latent_of(config, grid, batch=1):
     """Latent, timestep and text, zeros."""
     frames, height, width = grid
     _, patch_h, patch_w = config.patch_size
-    return (np.zeros((1, config.in_channels, frames, patch_h * height, patch_w * width), np.float32),
-            np.full(1, 500, np.float32), np.zeros((1, config.text_len, config.text_dim), np.float32))
+    return (np.zeros((batch, config.in_channels, frames, patch_h * height, patch_w * width), np.float32),
+            np.full(batch, 500, np.float32), np.zeros((batch, config.text_len, config.text_dim), np.float32))
 
 
 def build(config, run, mesh, **options):
@@ -83,12 +81,12 @@ def build(config, run, mesh, **options):
 
 
 @case
-def forward(grid=SMALL_GRID, degrees=(1, 1, 1), **shape):
+def forward(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, **shape):
     """One forward of the transformer, as generation makes it."""
     run, mesh, config = runtime(), mesh_of(*degrees), dit_config(**shape)
     net = build(config, run, mesh).net
     with stage("forward"):
-        run.compile(net)(*map(Tensor, latent_of(config, grid)))
+        run.compile(net)(*map(Tensor, latent_of(config, grid, batch)))
 
 
 @case
@@ -104,6 +102,27 @@ def gradient(grid=SMALL_GRID, degrees=(1, 1, 1), recompute=True, residual_dtype=
     x, _, text = latent_of(config, grid)
     with stage("gradient"):
         step(*map(Tensor, (x, x, np.full(1, 0.5, np.float32), text)))
+
+
+@case
+def step(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, batches=1, recompute=True, residual_dtype=None, **shape):
+    """A whole training step: gradients, norms, sums over the processes, update of weights, moments and averages."""
+    from ospnext_ms.training.ema import Ema
+    from ospnext_ms.training.loss import VelocityLoss
+    from ospnext_ms.training.optimizer import make_optimizer, set_learning_rate
+    from ospnext_ms.training.step import TrainStep
+
+    run, mesh, config = runtime(), mesh_of(*degrees), dit_config(**shape)
+    built = build(config, run, mesh, param_dtype=ms.float32, residual_dtype=residual_dtype, training=True,
+                  recompute=recompute)
+    optimizer = make_optimizer(built.net.get_parameters(), betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+    train = TrainStep(VelocityLoss(built.net), optimizer, Ema(optimizer.parameters, 0.999), run, mesh, built.sharded)
+    x, _, text = latent_of(config, grid, batch)
+    with stage("gradients"):
+        gradients = train.gradients([(x, x, np.full(batch, 0.5, np.float32), text)] * batches)
+    with stage("update"):
+        set_learning_rate(optimizer, 1e-5)
+        train.update(gradients, 1.0, 0)
 
 
 @case
@@ -137,16 +156,17 @@ def vae(dim=32, height=8, width=8, frames=3, parts=("decode", "encode")):
 
 
 @case
-def policy(grid=SMALL_GRID, degrees=(1, 1, 1), recompute=False, **shape):
+def policy(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, rank=8, recompute=False, residual_dtype=None, **shape):
     """Scoring and gradient of post-training, adapters on a frozen network, and a stochastic step."""
     from ospnext_ms.diffusion.sampler import sde_step
     from ospnext_ms.post_training.policy import GuidedVelocity, PolicyLoss, StepLogProb
 
     run, mesh, config = runtime(), mesh_of(*degrees), dit_config(**shape)
-    built = build(config, run, mesh, lora=LORA, training=True, recompute=recompute)
+    lora = LoRAConfig(rank=rank, alpha=2.0 * rank, targets=("q", "k", "v", "o"))
+    built = build(config, run, mesh, lora=lora, residual_dtype=residual_dtype, training=True, recompute=recompute)
     guided = GuidedVelocity(built.net, 5.0)
-    x, _, text = map(Tensor, latent_of(config, grid))
-    one = Tensor(np.full(1, 0.5, np.float32))
+    x, _, text = map(Tensor, latent_of(config, grid, batch))
+    one = Tensor(np.full(batch, 0.5, np.float32))
     with stage("scoring"):
         run.compile(StepLogProb(guided))(x, x, text, text, one, one, one)
     loss = PolicyLoss(StepLogProb(guided), 1e-3, 0.1, True)

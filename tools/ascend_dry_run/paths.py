@@ -1,18 +1,21 @@
 """The named cases, and the cases of a YAML file: which function of cases.py, with which options, on which rank."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ospnext_ms.config.reader import ConfigError
 from ospnext_ms.planning.workload import read_workload
 
+# What of a DiTConfig a case is given.
+SHAPE = ("dim", "ffn_dim", "num_heads", "num_layers", "num_full_blocks", "freq_dim", "text_dim", "text_len", "skiparse",
+         "sparse_ratio", "quant")
+
 
 @dataclass(frozen=True)
 class Job:
-    """A case of cases.py with its options, and the rank of a world of `size` that it is compiled for."""
+    """A case of cases.py with its options, and the number of processes of the world that it is compiled for."""
 
     case: str
     options: dict = field(default_factory=dict)
-    rank: int = 0
     size: int = 1
 
 
@@ -25,6 +28,7 @@ PATHS = {
     "forward": Job("forward"),
     "gradient": Job("gradient"),
     "gradient-without-recompute": Job("gradient", {"recompute": False}),
+    "step": Job("step", {"batches": 2}),
     "hif8-emulated-forward": Job("forward", {"quant": "hif8"}),
     "hif8-emulated-gradient": Job("gradient", {"quant": "hif8"}),
     "hif8-native-forward": Job("forward", {"quant": "hif8", "native": True}),
@@ -33,7 +37,7 @@ PATHS = {
     "forward-4x2": _sharing("forward", 4, 2),
     "forward-2x2": _sharing("forward", 2, 2),
     "gradient-4x1": _sharing("gradient", 4, 1),
-    "gradient-4x2-sharded": _sharing("gradient", 4, 2, 8),
+    "step-4x2-sharded": _sharing("step", 4, 2, 8),
     "gradient-2x2": _sharing("gradient", 2, 2),
     "umt5": Job("umt5"),
     "vae": Job("vae"),
@@ -42,7 +46,7 @@ PATHS = {
 
 
 def from_config(path, overrides, layers, full, world):
-    """{title: Job} of what a run of a YAML file compiles on one of `world` processes.
+    """({title: Job}, Workload) of what a run of a YAML file compiles on one of `world` processes.
 
     Args:
         layers, full: blocks, and full ones among them, instead of the configuration's; a whole 14B takes long.
@@ -51,18 +55,18 @@ def from_config(path, overrides, layers, full, world):
         ValueError: see planning.workload.read_workload; degrees that do not fit `world`.
     """
     work = read_workload(path, overrides, world, None)
-    dit, parallel = work.dit, work.parallel
+    parallel = work.parallel
     if parallel.skiparse_parallel * parallel.ulysses_parallel > world:
         raise ConfigError(f"--world is {world}, but {path} shares a video among "
                           f"{parallel.skiparse_parallel * parallel.ulysses_parallel} processes")
-    shape = {name: getattr(dit, name) for name in ("dim", "ffn_dim", "num_heads", "freq_dim", "text_dim", "text_len",
-                                                   "skiparse", "sparse_ratio", "quant")}
-    shape |= {"num_layers": layers or dit.num_layers, "num_full_blocks": full or dit.num_full_blocks}
-    options = {"grid": list(work.grid), "degrees": [parallel.skiparse_parallel, parallel.ulysses_parallel,
-                                                    parallel.parameter_shard], **shape}
-    if work.trained == "all":
-        return {"gradient": Job("gradient", options | {"recompute": work.recompute,
-                                                       "residual_dtype": "fp32" if work.residual == 4 else None})}
+    work = replace(work, dit=replace(work.dit, num_layers=layers or work.dit.num_layers,
+                                     num_full_blocks=full or work.dit.num_full_blocks))
+    shape = {name: getattr(work.dit, name) for name in SHAPE}
+    options = {"grid": list(work.grid), "batch": work.batch, "degrees": [
+        parallel.skiparse_parallel, parallel.ulysses_parallel, parallel.parameter_shard], **shape}
+    if work.trained is None:
+        return {"forward": Job("forward", options, world)}, work
+    options |= {"recompute": work.recompute, "residual_dtype": "fp32" if work.residual == 4 else None}
     if work.trained == "lora":
-        return {"policy": Job("policy", options | {"recompute": work.recompute})}
-    return {"forward": Job("forward", options)}
+        return {"policy": Job("policy", options | {"rank": work.lora.rank}, world)}, work
+    return {"step": Job("step", options | {"batches": min(work.batches, 2)}, world)}, work

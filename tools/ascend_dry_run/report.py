@@ -4,21 +4,25 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tools.ascend_dry_run.collectives import collectives_of
+
 # MindSpore's kernel types. Those of the runtime (reshapes) launch nothing.
 PATHS = {"opapi_kernel": "aclnn", "acl_kernel": "aclop", "hccl_kernel": "hccl", "rt_kernel": "none",
          "host_kernel": "host", "aicpu_kernel": "aicpu", "internal_kernel": "internal", "atb_kernel": "atb"}
 _KERNEL = re.compile(r"kernel opname:(\w+), kernel type:(\w+)")
 _PEAK = re.compile(r"Actual peak memory usage \(with fragments\): (\d+)M")
 _USED = re.compile(r"Used peak memory usage \(without fragments\): (\d+)M")
+# Type 44 is fp64.
+_FLOAT64 = re.compile(r"PrintGraphExecuteOrder\] Index\[.*(?:dtype=Float64|PrimFunc_Cast, .*Int64Imm> 44\})")
 _STAGE = re.compile(r"^STAGE (\S+) ([\d.]+)$", re.MULTILINE)
-_COLLECTIVE = re.compile(r"Index\[\d+\], node name\[[^\]]*?(\w+?)-op\d+\].*?group[^,]*")
 _ERROR = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception)): (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Report:
     """Of one case: `operators` {path: {name: nodes}}; peaks in MB of the whole process, without and with fragments;
-    `seconds` {stage: seconds}; `collectives` their names in the order of execution; `error`, or None where it compiled.
+    `seconds` {stage: seconds}; `collectives` see collectives.py; `float64` nodes that make or hold fp64, which Ascend's
+    cores do not have; `error`, or None where it compiled.
     """
 
     name: str
@@ -27,6 +31,7 @@ class Report:
     peak_mb: int = 0
     seconds: dict = field(default_factory=dict)
     collectives: tuple = ()
+    float64: int = 0
     error: str | None = None
 
     def nodes(self, path):
@@ -46,19 +51,8 @@ def read_report(name, output, log):
         error = ": ".join(errors[-1]) if errors else "the process ended without a word (see its log)"
     return Report(name, operators, max(map(int, _USED.findall(log)), default=0),
                   max(map(int, _PEAK.findall(log)), default=0),
-                  {stage: float(seconds) for stage, seconds in _STAGE.findall(output)}, collectives_of(log), error)
-
-
-def collectives_of(log):
-    """Collectives in the order in which the graphs run them: ("AllToAllV group", ...)."""
-    found = []
-    for line in log.splitlines():
-        if "PrintGraphExecuteOrder" in line and "Index[" in line:
-            name = re.search(r"node name\[([^\]]*)\]", line)
-            operator = re.search(r"(All[A-Za-z]+|ReduceScatter|Broadcast)\w*-op\d+$", name[1]) if name else None
-            if operator:
-                found.append(operator[1])
-    return tuple(found)
+                  {stage: float(seconds) for stage, seconds in _STAGE.findall(output)}, collectives_of(log),
+                  len(_FLOAT64.findall(log)), error)
 
 
 def table(reports):

@@ -9,6 +9,8 @@ from pathlib import Path
 from tools.ascend_dry_run.report import Report, read_report
 from tools.ascend_dry_run.stubs import environment, prepare_stubs
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def run_case(name, options=None, title=None, rank=0, size=1, timeout=600, log=None):
     """Report of a case of cases.py.
@@ -26,7 +28,7 @@ def run_case(name, options=None, title=None, rank=0, size=1, timeout=600, log=No
         logged = Path(log) if log else Path(folder) / "log.txt"
         # Its working folder, because MindSpore leaves kernel_meta and rank folders where it runs.
         env = environment(root, rank, size)
-        env["PYTHONPATH"] = f"{Path.cwd()}:{env['PYTHONPATH']}"
+        env["PYTHONPATH"] = f"{ROOT}:{env['PYTHONPATH']}"
         with open(logged, "w") as errors:
             try:
                 done = subprocess.run(command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True,
