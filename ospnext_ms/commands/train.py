@@ -2,7 +2,7 @@
 
 from ospnext_ms.config.reader import add_config_options, load_config
 from ospnext_ms.config.train import TrainConfig
-from ospnext_ms.training.train import train
+from ospnext_ms.training.run import train
 
 
 def add_arguments(parser):

@@ -8,8 +8,8 @@ from mindspore import Tensor
 
 from ospnext_ms.data.video import contact_sheet, write_mp4, write_png
 from ospnext_ms.diffusion.flow import inference_sigmas
-from ospnext_ms.post_training.prompts import share
 from ospnext_ms.post_training.rollout import batches, filled
+from ospnext_ms.post_training.shares import share
 from ospnext_ms.storage.files import atomic_path
 
 _NOISE_STREAM = 0xE7A1

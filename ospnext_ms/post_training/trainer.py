@@ -19,10 +19,10 @@ from ospnext_ms.post_training.evaluation import Evaluation
 from ospnext_ms.post_training.figures import update_figures
 from ospnext_ms.post_training.judging import Judge
 from ospnext_ms.post_training.policy_network import Policy
-from ospnext_ms.post_training.prompts import check_shares, prompts_of_iteration, share
 from ospnext_ms.post_training.rewards.combined import CombinedReward
 from ospnext_ms.post_training.rollout import Rollout, group_noise, step_noise
 from ospnext_ms.post_training.schedule import rollout_schedule
+from ospnext_ms.post_training.shares import check_shares, prompts_of_iteration, share
 from ospnext_ms.post_training.update import (
     Experience,
     levels_of,

@@ -54,9 +54,9 @@ class OSPNextTrainer:
 
         Raises:
             ValueError: another argument is given, or a configuration that cannot be run (see commands/train).
-            FileNotFoundError, FloatingPointError: see training.train.
+            FileNotFoundError, FloatingPointError: see training.run.
         """
-        from ospnext_ms.training.train import train
+        from ospnext_ms.training.run import train
 
         given = {"network": network, "dataset": dataset, "wrapper": wrapper, "optimizer": optimizer,
                  "callbacks": callbacks, **others}

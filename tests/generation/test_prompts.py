@@ -10,7 +10,7 @@ import pytest
 
 from ospnext_ms.generation.checks import check_files
 from ospnext_ms.generation.noise import load_starting_noise, starting_noise
-from ospnext_ms.generation.prompts import list_videos, prompt_name
+from ospnext_ms.generation.prompts import list_videos, prompt_name, read_prompts
 
 
 def from_file(configure, tmp_path, text, **sections):
@@ -30,6 +30,16 @@ def test_a_prompt_file_has_a_prompt_a_line(configure, tmp_path):
     assert [(video.prompt, video.stem) for video in videos] == [
         ("a cat", "video_0000"), ("a cat", "video_0001"), ("猫 #1", "video_0002"), ("猫 #1", "video_0003")]
     assert [video.index for video in videos] == [0, 1, 2, 3]
+
+
+def test_prompts_of_a_file(tmp_path):
+    (tmp_path / "p.txt").write_text("a 3 moving left\n\n  \n a 5 \n")
+    assert read_prompts(tmp_path / "p.txt") == ["a 3 moving left", "a 5"]
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="holds no prompt"):
+        read_prompts(tmp_path / "empty.txt")
+    with pytest.raises(FileNotFoundError, match=r"nothing.txt"):
+        read_prompts(tmp_path / "nothing.txt")
 
 
 def test_names_for_vbench(configure, tmp_path):

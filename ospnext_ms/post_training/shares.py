@@ -1,4 +1,4 @@
-"""Prompts of a run: their order, and who works on which video. NumPy only."""
+"""Who works on what: the prompts of an iteration, and which videos of them are whose. NumPy only."""
 
 import numpy as np
 
