@@ -21,6 +21,9 @@ from ospnext_ms.preparation.selection import CRASHED, LeftOut, load_entry
 from ospnext_ms.preparation.workers import map_in_order
 from ospnext_ms.storage import fingerprint
 
+# Of the configuration, those on which the contents of a cache depend.
+_SECTIONS = ("clips", "filters", "cache")
+
 
 def prepare(config, part=(0, 1)):
     """Makes the cache of a PrepareDataConfig, or finishes one that was begun.
@@ -170,7 +173,8 @@ def _check_settings(config):
                              "or a new folder")
         cache.write_json(path, settings)
         return
-    begun = json.loads(path.read_text(encoding="utf-8"))
+    # A cache begun before there was a key was made as its default says.
+    begun = _defaults(config) | json.loads(path.read_text(encoding="utf-8"))
     changed = [f"{key}: {begun.get(key)!r} then, {settings.get(key)!r} now"
                for key in {**begun, **settings} if begun.get(key) != settings.get(key)]
     if changed:
@@ -178,10 +182,16 @@ def _check_settings(config):
                          + "\n".join(changed))
 
 
+def _defaults(config):
+    """The settings that have one, without those of the networks."""
+    return {f"{name}.{field.name}": field.default for name in _SECTIONS
+            for field in dataclasses.fields(getattr(config, name)) if field.default is not dataclasses.MISSING}
+
+
 def _settings(config):
     """All that the contents of the cache depend on, as plain JSON values."""
     model, sections = config.model, {}
-    for name in ("clips", "filters", "cache"):
+    for name in _SECTIONS:
         values = dataclasses.asdict(getattr(config, name))
         sections |= {f"{name}.{key}": value for key, value in values.items()}
     tokenizer = sorted(Path(model.text_encoder.tokenizer).iterdir())

@@ -172,6 +172,17 @@ def test_a_cache_of_other_settings_is_not_continued(quick, configure, changes, e
         prepare_data.prepare(configure(**changes))
 
 
+def test_a_cache_begun_before_a_setting_was_there_goes_on_with_its_default(quick, configure, tmp_path):
+    prepare_data.prepare(configure())
+    path = tmp_path / "cache" / cache.SETTINGS
+    settings = json.loads(path.read_text())
+    assert settings.pop("filters.allow_hdr") is True
+    path.write_text(json.dumps(settings))
+    prepare_data.prepare(configure())
+    with pytest.raises(ValueError, match="filters.allow_hdr: True then, False now"):
+        prepare_data.prepare(configure(filters={"allow_hdr": False}))
+
+
 def test_other_weights_are_other_settings(quick, configure, model_files, tmp_path):
     prepare_data.prepare(configure())
     other = tmp_path / "vae.safetensors"
