@@ -1,4 +1,4 @@
-"""Time of a whole DiT forward in packed order: full attention, sparse, sparse with 8-bit linears.
+"""Time of a whole DiT forward in packed order: full attention, sparse, sparse in 8 bits.
 
     python -m tools.torch_reference.gpu.benchmark --setting 720p --mode full sparse --repeats 5 --output DIR
     python -m tools.torch_reference.gpu.benchmark --setting 720p --gpus 8 --skiparse-parallel 4 2 1 --output DIR
@@ -24,11 +24,11 @@ import torch.distributed as dist
 
 from ospnext_ms.storage.files import atomic_path
 from tools.torch_reference.gpu import fused
-from tools.torch_reference.gpu.attention_backends import BACKENDS, attention_backend
-from tools.torch_reference.gpu.forward import MODES, measure_forwards
+from tools.torch_reference.gpu.attention_backends import BACKENDS, attention_backend, fa3_module
+from tools.torch_reference.gpu.forward import MODES, RESIDUAL, measure_forwards
 from tools.torch_reference.gpu.launch import launch
 from tools.torch_reference.gpu.microbenchmark import fastest_attention, microbenchmark
-from tools.torch_reference.gpu.parallel import EXCHANGES, valid_degrees
+from tools.torch_reference.gpu.parallel import EXCHANGES, SWITCH_DTYPE, SWITCH_DTYPES, valid_degrees
 from tools.torch_reference.gpu.report import plot, print_table
 from tools.torch_reference.gpu.settings import MODELS, SETTINGS
 from tools.torch_reference.gpu.timing import ceilings
@@ -52,6 +52,11 @@ def build_parser():
     parser.add_argument("--ulysses-parallel", nargs="+", type=int, help="U of every layout; default --gpus / S")
     parser.add_argument("--exchange", nargs="+", choices=EXCHANGES, default=["overlapped"],
                         help="Ulysses: q, k, v each beside the next projection, or in one call")
+    parser.add_argument("--switch-dtype", nargs="+", choices=SWITCH_DTYPES, default=[SWITCH_DTYPE],
+                        help="what a switch of SSP sends")
+    parser.add_argument("--residual", nargs="+", choices=RESIDUAL, default=["fp32"], help="dtype of the stream")
+    parser.add_argument("--keep-bf16", nargs="+", type=int, default=[0], metavar="N",
+                        help="8-bit modes: N blocks at either end stay in bf16")
     parser.add_argument("--single-gpu", action="store_true", help="with --gpus also the same on one GPU, for scaling")
     parser.add_argument("--check", action="store_true", help="numerical checks on this device first")
     parser.add_argument("--microbenchmark", action="store_true", help="every step of a block alone")
@@ -167,11 +172,13 @@ def _check(result, device, args):
 
 
 def _backends(args, config, grid, device, dtype, result):
+    kinds = ("full", "sparse", "cross")
     if args.attention != "fastest":
-        return {"full": args.attention, "sparse": args.attention}
+        return dict.fromkeys((*kinds, *(f"{kind}-8bit" for kind in kinds)), args.attention)
     with torch.inference_mode():
-        best = _guard(result, "attention", lambda: fastest_attention(config, grid, device, dtype))
-    chosen = [best or {"full": "default", "sparse": "default"}]
+        best = _guard(result, "attention", lambda: fastest_attention(
+            config, grid, device, dtype, training=args.train_step))
+    chosen = [best or dict.fromkeys((*kinds, *(f"{kind}-8bit" for kind in kinds)), "default")]
     if dist.is_initialized():
         dist.broadcast_object_list(chosen)
     return chosen[0]
@@ -180,15 +187,19 @@ def _backends(args, config, grid, device, dtype, result):
 def _ceilings(config, grid, device, dtype, backends):
     tokens = grid[0] * grid[1] * grid[2] // config.sparse_ratio**2
     edge = 8192 if device.type == "cuda" else 256
+    eight_bit = attention_backend(backends["sparse-8bit"]) if device.type == "cuda" and fa3_module() else None
     with torch.inference_mode():
-        return ceilings(device, dtype, attention_backend(backends["sparse"]), config.num_heads, config.head_dim,
-                        tokens, edge)
+        return ceilings(device, dtype, attention_backend(backends["sparse"]), eight_bit, config.num_heads,
+                        config.head_dim, tokens, edge)
 
 
 def _print_ceilings(measured):
-    if measured:
-        print(f"ceilings: matmul {measured['matmul'] / 1e12:.1f} TFLOP/s, attention "
-              f"{measured['attention'] / 1e12:.1f} TFLOP/s, copy {measured['copy'] / 1e12:.2f} TB/s", flush=True)
+    if not measured:
+        return
+    print(f"ceilings: copy {measured['copy'] / 1e12:.2f} TB/s", end="")
+    for name, sustained in measured["sustained"].items():
+        print(f", {name} {measured[name] / 1e12:.1f} TFLOP/s (sustained {sustained / 1e12:.1f})", end="")
+    print(flush=True)
 
 
 def _machine(device):

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from ospnext_ms.models.config import DiTConfig
-from tools.torch_reference.gpu import fused
-from tools.torch_reference.gpu.attention_backends import attention_backend, candidates
+from tools.torch_reference.gpu import attention_float8, fused
+from tools.torch_reference.gpu.attention_backends import attention_backend, candidates, candidates_float8
 from tools.torch_reference.gpu.packed import PackedDiT
+from tools.torch_reference.gpu.quantisation import quantise
 from tools.torch_reference.gpu.settings import random_inputs, random_model
 from tools.torch_reference.gpu.timing import relative_error
 
@@ -22,6 +23,7 @@ GOLDEN_CONFIG = DiTConfig(dim=64, ffn_dim=128, num_heads=4, num_layers=8, freq_d
 GOLDEN = Path(__file__).parents[3] / "tests" / "golden"
 GRIDS = ((2, 8, 8), (3, 7, 10), (1, 6, 6))
 BF16_ERROR, FP32_ERROR = 2e-2, 1e-5
+E4M3_SWITCH_ERROR, EIGHT_BIT_ERROR = 1e-1, 1e-1
 
 
 class Checks:
@@ -66,6 +68,11 @@ def run_checks(device, kernels=("eager",), degrees=(), exchanges=(), width=5120,
             _check_grid(checks, grid, device, [name for name in kernels if name != "inductor"])
         for name in kernels:
             _check_float8(checks, name, device, width)
+            _check_attention_codes(checks, name, device, width)
+        for backend in candidates_float8(device):
+            _check_attention_float8(checks, backend, device)
+            if torch.device(device).type == "cuda":
+                _check_long_sums(checks, device, backend)
         for pair in degrees:
             for exchange in exchanges:
                 _check_parallel(checks, pair, exchange, device, kernels[-1])
@@ -74,7 +81,7 @@ def run_checks(device, kernels=("eager",), degrees=(), exchanges=(), width=5120,
 
 def _check_float8(checks, name, device, width, tokens=77, batch=2):
     """8-bit kernels `name` against the eager contract, and the tensor cores' product against the codes' in fp32."""
-    from tools.torch_reference.gpu import float8
+    from tools.torch_reference.gpu import float8, float8_kernels
 
     generator = torch.Generator().manual_seed(0)
 
@@ -92,17 +99,93 @@ def _check_float8(checks, name, device, width, tokens=77, batch=2):
             "update_norm of a switch": lambda k: k.update_norm(x.clone(), y.clone(), gate, factor, shift, x.dtype,
                                                                gather)[1].dequantised(),
             "norm": lambda k: k.norm(x.clone(), factor, shift, x.dtype).dequantised(),
+            "norm after a switch": lambda k: k.update_norm(x.clone(), None, None, factor, shift, x.dtype, gather,
+                                                           torch.float32)[1].dequantised(),
             "input_of_linear": lambda k: k.input_of_linear(x).dequantised(),
+            "linear_of_parts": lambda k, f=linear: k.linear_of_parts((x[:1, :40], x[:1, 40:]), f, shift[0]),
             "linear_gelu": lambda k, f=linear: k.linear_gelu(k.input_of_linear(x), f).dequantised(),
         }
+        calls["mean_of_input"] = lambda k: k.mean_of_input(k.input_of_linear(x))
+        if scaling == "bound":
+            calls["linear_codes"] = lambda k, f=linear: k.linear_codes(k.input_of_linear(x), f).dequantised()
         for call, function in calls.items():
-            # Where fp32 rounds differently the code may differ by one: in less than one of 10^4.
+            # Where fp32 rounds differently the code may differ by one: in less than one of 10^4. Products add up with
+            # fewer bits ("product" below), and codes of a product take the step to the next code with that error.
+            bound = 2e-2 if call in ("linear_gelu", "linear_codes") else 1e-2 if call == "linear_of_parts" else 1e-3
             checks.compare(f"float8 {scaling} {name} {call}", lambda f=function, s=scaling: relative_error(
-                f(float8.kernels(name, s)), f(float8.kernels("eager", s))), 1e-3)
+                f(float8_kernels.kernels(name, s)).float(), f(float8_kernels.kernels("eager", s)).float()), bound)
         quantised = float8.quantised(x, scaling)
         exact = quantised.dequantised() @ (linear.codes.float() * linear.scale).t() + layer.bias.float()
         checks.compare(f"float8 {scaling} product",
                        lambda f=linear, q=quantised, e=exact: relative_error(f(q), e), 1e-2)
+
+
+def _check_attention_codes(checks, name, device, width, tokens=77, batch=2):
+    """Codes of q, k and v by kernels `name` against the eager form, for every scale, with keys that share a vector."""
+    generator, num_heads = torch.Generator().manual_seed(0), width // 128
+    x = torch.randn(batch, tokens, width, generator=generator)
+    x = (x + 3 * torch.randn(width, generator=generator)).to(device, torch.bfloat16)
+    weight = (1 + 0.1 * torch.randn(width, generator=generator)).to(device)
+    angles = torch.randn(tokens, width // num_heads // 2, generator=generator)
+    tables = angles.cos().to(device), angles.sin().to(device)
+    layer = torch.nn.Linear(width, 4 * 128).to(device, torch.bfloat16)
+    for scale in attention_float8.SCALES:
+        recipe = attention_float8.AttentionRecipe(scale=scale)
+        actual = attention_float8.kernels(name, recipe, fused.kernels(name))
+        expected = attention_float8.kernels("eager", recipe, fused.kernels("eager"))
+        calls = {
+            "query": lambda k: k.query(x.clone(), weight, tables, num_heads),
+            "query, not rotated": lambda k: k.query(x.clone(), weight, (None, None), num_heads),
+            "key": lambda k: k.key(x.clone(), weight, tables, num_heads, lambda mean: mean),
+            "value": lambda k: k.value(x, layer, 4, lambda mean: mean)[:2],
+            "mean of values": lambda k: (k.value(x, layer, 4, lambda mean: mean)[2][None], x.new_ones(1)),
+        }
+        for call, function in calls.items():
+            def error(function=function, actual=actual, expected=expected):
+                return relative_error(*((codes.float() * scales[:, None])
+                                        for codes, scales in (function(actual), function(expected))))
+
+            # As in _check_float8; the value's own product rounds to bf16 first.
+            checks.compare(f"attention codes {scale} {name} {call}", error, 1e-3 if call != "value" else 1e-2)
+
+
+def _check_attention_float8(checks, backend, device, num_heads=4, head_dim=128):
+    """Attention on e4m3 codes against fp32 attention of the numbers they stand for, and sub-sequences against each."""
+    generator = torch.Generator().manual_seed(0)
+    runs = ((2, 300), (1, 217))
+    tokens = sum(count * length for count, length in runs)
+    recipe = attention_float8.AttentionRecipe(scale="head")
+    numbers = [torch.randn(2, tokens, num_heads, head_dim, generator=generator).to(device) for _ in range(3)]
+    codes, scales = zip(*(attention_float8.codes_of_heads(x, recipe) for x in numbers), strict=True)
+    exact = [x.float() * scale[:, None] for x, scale in zip(codes, scales, strict=True)]
+    attention, reference = attention_backend(backend).scaled(scales), attention_backend("math")
+
+    def error(call):
+        return relative_error(torch.cat(list(call(attention, *codes)), 1), torch.cat(list(call(reference, *exact)), 1))
+
+    # Probabilities are rounded to e4m3 too.
+    if backend != "fa3-varlen":
+        checks.compare(f"attention of codes, {backend}", lambda: error(lambda a, *qkv: [a(*qkv)]), 5e-2)
+    checks.compare(f"attention of codes in sub-sequences, {backend}",
+                   lambda: error(lambda a, *qkv: a.sub_sequences(*qkv, runs)), 5e-2)
+
+
+def _check_long_sums(checks, device, backend="fa3", tokens=19320, num_heads=2, head_dim=128, queries=256):
+    """Values with a common part, over as many tokens as a sub-sequence of 720P has: centred, float8 sums hold."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, tokens, num_heads, head_dim, generator=generator).to(device) for _ in range(3))
+    v = v + torch.randn(num_heads, head_dim, generator=generator).to(device)
+    exact = attention_backend("math")(q[:, :queries], k, v)
+
+    def error(mean):
+        recipe = attention_float8.AttentionRecipe(scale="head")
+        codes, scales = zip(*(attention_float8.codes_of_heads(x, recipe) for x in (q, k, v - mean)), strict=True)
+        return relative_error(attention_backend(backend).scaled(scales)(*codes)[:, :queries].float() + mean, exact)
+
+    plain = error(torch.zeros_like(v[:1, :1]))
+    print(f"  {backend}: {tokens} values with a common part, not centred: error {plain:.2e}")
+    checks.compare(f"attention of codes, {tokens} centred values, {backend}", lambda: error(v.mean(1, keepdim=True)),
+                   1e-2)
 
 
 def _check_parallel(checks, degrees, exchange, device, kernels):
@@ -110,16 +193,39 @@ def _check_parallel(checks, degrees, exchange, device, kernels):
     from tools.torch_reference.gpu.parallel import ParallelSequence, create_mesh
 
     config = replace(CONFIG, num_heads=8)
-    sequence = ParallelSequence(config.sparse_ratio, 8, create_mesh(*degrees, torch.device(device).type), exchange)
-    for dtype, name, bound in ((torch.float32, "eager", FP32_ERROR), (torch.bfloat16, kernels, BF16_ERROR)):
+    mesh = create_mesh(*degrees, torch.device(device).type)
+    for dtype, name, bound, payload in ((torch.float32, "eager", FP32_ERROR, "stream"),
+                                        (torch.bfloat16, kernels, BF16_ERROR, "fp16"),
+                                        (torch.bfloat16, kernels, BF16_ERROR, "bf16"),
+                                        (torch.bfloat16, kernels, E4M3_SWITCH_ERROR, "e4m3")):
+        if payload == "e4m3" and degrees[0] == 1:
+            continue
+        sequence = ParallelSequence(config.sparse_ratio, 8, mesh, exchange, payload)
         for grid in GRIDS:
-            def error(dtype=dtype, name=name, grid=grid):
+            def error(dtype=dtype, name=name, grid=grid, sequence=sequence):
                 inputs = random_inputs(config, grid, device, batch=2)
                 exact = random_model(config, device, torch.float32, kernels=fused.EagerKernels())
                 shared = random_model(config, device, dtype, kernels=fused.kernels(name), sequence=sequence)
                 return relative_error(shared(*inputs), exact(*inputs))
 
-            checks.compare(f"{degrees[0]}x{degrees[1]} {exchange}, {str(dtype)[6:]} {name}, {grid}", error, bound)
+            checks.compare(f"{degrees[0]}x{degrees[1]} {exchange}, {str(dtype)[6:]} {name}, switch {payload}, {grid}",
+                           error, bound)
+    _check_parallel_float8(checks, config, ParallelSequence(config.sparse_ratio, 8, mesh, exchange), device, kernels)
+
+
+def _check_parallel_float8(checks, config, sequence, device, kernels):
+    """The 8-bit model shared by processes against the 8-bit model on this one: as near as 8 bits are to each other."""
+    for grid in GRIDS:
+        def error(grid=grid):
+            inputs = random_inputs(config, grid, device)
+            outputs = []
+            for each in (sequence, None):
+                model = random_model(config, device, torch.bfloat16, sequence=each)
+                quantise(model, kernels, "bound", attention_float8.AttentionRecipe())
+                outputs.append(model(*inputs))
+            return relative_error(*outputs)
+
+        checks.compare(f"{sequence.mesh.name} {sequence.exchange}, 8 bits {kernels}, {grid}", error, EIGHT_BIT_ERROR)
 
 
 def _check_kernels(checks, name, device, width, tokens=77, batch=2):
@@ -152,6 +258,11 @@ def _calls(x, y, vectors, weight, tables):
                                                               gather)[0],
         "update_norm of a switch, n": lambda k: k.update_norm(x.clone(), y.clone(), gate, factor, shift, x.dtype,
                                                               gather)[1],
+        "update_gather": lambda k: k.update_gather(x.clone(), y.clone(), gate, gather, torch.bfloat16).float(),
+        "norm after a switch, x": lambda k: k.update_norm(x.clone(), None, None, factor, shift, x.dtype, gather,
+                                                          torch.float32)[0],
+        "norm after a switch, n": lambda k: k.update_norm(x.clone(), None, None, factor, shift, x.dtype, gather,
+                                                          torch.float32)[1],
         "rms_norm": lambda k: k.rms_norm(x.clone(), weight),
         "rms_norm_rotate": lambda k: k.rms_norm_rotate(x.clone(), weight, *tables),
     }

@@ -4,14 +4,15 @@ B batch (1), N tokens, C width, H heads, D head width.
 """
 
 import traceback
+from functools import partial
 from statistics import median
 
 import torch
 import torch.nn.functional as F
 
 from ospnext_ms.skiparse import SkiparsePlan
-from tools.torch_reference.gpu import float8, fused
-from tools.torch_reference.gpu.attention_backends import attention_backend, candidates
+from tools.torch_reference.gpu import float8, float8_kernels, fused
+from tools.torch_reference.gpu.attention_backends import attention_backend, candidates, candidates_float8
 from tools.torch_reference.gpu.sequence import PackedSequence, attend_sub_sequences
 from tools.torch_reference.gpu.timing import timed
 
@@ -40,26 +41,42 @@ class Table:
         return seconds
 
 
-def fastest_attention(config, grid, device, dtype, table=None):
-    """{"full", "sparse": name of the fastest backend} on q, k, v of a whole video; times go to `table`."""
+def fastest_attention(config, grid, device, dtype, table=None, training=False):
+    """{"full", "sparse", "cross" and the same with "-8bit": name of the fastest backend} on q, k, v of a whole video.
+
+    Times go to `table`.
+    """
     table = table or Table(device)
     plan = SkiparsePlan(grid, config.sparse_ratio)
     runs = PackedSequence(config.sparse_ratio).order(grid, "token", config.head_dim, device).runs
     q, k, v = (torch.randn(1, plan.num_tokens, config.num_heads, config.head_dim, device=device, dtype=dtype)
                for _ in range(3))
-    pairs = {"full": plan.num_tokens**2, "sparse": sum(n * n for n in plan.token_lengths)}
+    pairs = {"full": plan.num_tokens**2, "sparse": sum(n * n for n in plan.token_lengths),
+             "cross": plan.num_tokens * config.text_len}
+    best = _fastest(table, "", candidates(device, training), (q, k, v), runs, pairs, config)
+    names = candidates_float8(device)
+    if names == ("default",):
+        return best | {f"{kind}-8bit": "default" for kind in best}
+    codes = tuple(x.to(torch.float8_e4m3fn) for x in (q, k, v))
+    return best | _fastest(table, "-8bit", names, codes, runs, pairs, config)
+
+
+def _fastest(table, suffix, names, operands, runs, pairs, config):
+    """{kind + suffix: fastest of `names`}; operands are codes at scale 1 where there is a suffix."""
+    q, k, v = operands
+    text = operands[0], k[:, : config.text_len], v[:, : config.text_len]
+    scales = (torch.ones(config.num_heads, device=q.device),) * 3 if suffix else None
+    calls = {"full": lambda attention: attention(q, k, v), "cross": lambda attention: attention(*text),
+             "sparse": lambda attention: attend_sub_sequences(attention, q, k, v, runs)}
     best = {}
-    for kind in ("full", "sparse"):
+    for kind, call in calls.items():
         seconds = {}
-        for name in candidates(device):
-            attention = attention_backend(name)
-            seconds[name] = table.add(
-                f"attention {kind}, {name}",
-                (lambda a=attention: a(q, k, v)) if kind == "full"
-                else (lambda a=attention: attend_sub_sequences(a, q, k, v, runs)),
-                flops=4 * config.dim * pairs[kind],
-            )
-        best[kind] = min(seconds, key=seconds.get)
+        for name in names:
+            if kind == "sparse" or name != "fa3-varlen":
+                seconds[name] = table.add(f"attention {kind}{suffix}, {name}",
+                                          partial(call, attention_backend(name).scaled(scales)),
+                                          flops=4 * config.dim * pairs[kind])
+        best[kind + suffix] = min(seconds, key=seconds.get)
     return best
 
 
@@ -72,7 +89,6 @@ def microbenchmark(config, grid, device, dtype):
         _elementwise(table, config, grid, tokens, device, dtype)
         _float8(table, config, tokens, device, dtype)
         fastest_attention(config, grid, device, dtype, table)
-        _cross_attention(table, config, tokens, device, dtype)
     return table.rows
 
 
@@ -82,84 +98,95 @@ def _linears(table, config, tokens, device, dtype):
         square = torch.nn.Linear(config.dim, config.dim, dtype=dtype)
         up = torch.nn.Linear(config.dim, config.ffn_dim, dtype=dtype)
         down = torch.nn.Linear(config.ffn_dim, config.dim, dtype=dtype)
-    table.add("linear C -> C", lambda: F.linear(x, square.weight, square.bias), 2 * tokens * config.dim**2)
     ffn = 2 * tokens * config.dim * config.ffn_dim
-    table.add("linear C -> FFN", lambda: F.linear(x, up.weight, up.bias), ffn)
-    for name in fused.IMPLEMENTATIONS:
-        table.add(f"linear C -> FFN and GELU, {name}", lambda n=name: fused.kernels(n).linear_gelu(x, up), ffn)
     hidden = torch.randn(1, tokens, config.ffn_dim, device=device, dtype=dtype)
+    for name in ("eager", "triton") if torch.device(device).type == "cuda" else ("eager",):
+        kernels = fused.kernels(name)
+        table.add(f"linear C -> C, {name}", lambda k=kernels: k.linear(x, square), 2 * tokens * config.dim**2)
+        table.add(f"linear C -> FFN, {name}", lambda k=kernels: k.linear(x, up), ffn)
+        table.add(f"linear C -> FFN and GELU, {name}", lambda k=kernels: k.linear_gelu(x, up), ffn)
+        table.add(f"linear FFN -> C, {name}", lambda k=kernels: k.linear(hidden, down), ffn)
     table.add("GELU alone", lambda: F.gelu(hidden, approximate="tanh"), num_bytes=2 * hidden.nbytes)
-    table.add("linear FFN -> C", lambda: F.linear(hidden, down.weight, down.bias), ffn)
 
 
 def _elementwise(table, config, grid, tokens, device, dtype):
-    x, y = (torch.randn(1, tokens, config.dim, device=device, dtype=dtype) for _ in range(2))
+    y = torch.randn(1, tokens, config.dim, device=device, dtype=dtype)
     gate, factor, shift = (torch.randn(1, config.dim, device=device) for _ in range(3))
     weight = 1 + 0.01 * torch.randn(config.dim, device=device)
     sequence = PackedSequence(config.sparse_ratio)
     order = sequence.order(grid, "token", config.head_dim, device)
     tables = order.cos_Nd, order.sin_Nd
+    gather = sequence.switch(y, "owed", None, grid, "group")[2]
     for name in fused.IMPLEMENTATIONS:
         try:
             kernels = fused.kernels(name)
         except ImportError as error:
             print(f"  {name}: {error}", flush=True)
             continue
-        calls = {
-            "norm": (2, lambda k=kernels: k.norm(x, factor, shift, dtype)),
-            "update_norm": (4, lambda k=kernels: k.update_norm(x, y, gate * 1e-3, factor, shift, dtype)),
-            "update": (3, lambda k=kernels: k.update(x, y, gate * 1e-3)),
-            "rms_norm": (2, lambda k=kernels: k.rms_norm(y, weight)),
-            "rms_norm_rotate": (2, lambda k=kernels: k.rms_norm_rotate(y, weight, *tables)),
-        }
-        for call, (passes, function) in calls.items():
-            table.add(f"{call}, {name}", function, num_bytes=passes * x.nbytes)
-        gather = sequence.gather_of_switch(grid, "group", device)
-        table.add(f"update_norm of a switch, {name}", lambda k=kernels, g=gather: k.update_norm(
-            x, y, gate * 1e-3, factor, shift, dtype, g), num_bytes=4 * x.nbytes)
-    _triton_variants(table, x, y, gate, factor, shift, weight, tables)
-    table.add("switch token -> group", lambda: sequence.switch(x, grid, "group"), num_bytes=2 * x.nbytes)
+        for stream in (torch.float32, torch.bfloat16):
+            x = y.to(stream)
+            calls = {
+                "norm": (x.nbytes + y.nbytes, lambda k=kernels, x=x: k.norm(x, factor, shift, dtype)),
+                "update_norm": (2 * x.nbytes + 2 * y.nbytes, lambda k=kernels, x=x: k.update_norm(
+                    x, y, gate * 1e-3, factor, shift, dtype)),
+                "update_norm of a switch": (2 * x.nbytes + 2 * y.nbytes, lambda k=kernels, x=x: k.update_norm(
+                    x, y, gate * 1e-3, factor, shift, dtype, gather)),
+            }
+            for call, (num_bytes, function) in calls.items():
+                table.add(f"{call}, {str(stream)[6:]} stream, {name}", function, num_bytes=num_bytes)
+        table.add(f"rms_norm, {name}", lambda k=kernels: k.rms_norm(y, weight), num_bytes=2 * y.nbytes)
+        table.add(f"rms_norm_rotate, {name}", lambda k=kernels: k.rms_norm_rotate(y, weight, *tables),
+                  num_bytes=2 * y.nbytes)
+    _triton_variants(table, y, gate, factor, shift, weight, tables, config.num_heads)
 
 
-def _triton_variants(table, x, y, gate, factor, shift, weight, tables):
+def _triton_variants(table, y, gate, factor, shift, weight, tables, num_heads):
+    """Rows a program and warps of every hand-written kernel, on an fp32 residual stream."""
     try:
-        from tools.torch_reference.gpu import triton_kernels
+        from tools.torch_reference.gpu import triton_attention, triton_float8, triton_kernels
     except ImportError:
         return
-    for shape in ((rows, num_warps) for rows in (1, 2, 4, 8, 16) for num_warps in (4, 8, 16)):
-        label = f"{shape[0]} rows, {shape[1]} warps"
-        table.add(f"update_norm, triton, {label}", lambda s=shape: triton_kernels.update_norm(
-            x, y, gate * 1e-3, factor, shift, x.dtype, shape=s), num_bytes=4 * x.nbytes)
-        table.add(f"rms_norm_rotate, triton, {label}", lambda s=shape: triton_kernels.rms_norm_rotate(
-            y, weight, *tables, shape=s), num_bytes=2 * y.nbytes)
+    x = y.float()
+    bound_H = torch.full((num_heads,), 70.0, device=y.device)
+    for warps in (2, 4, 8):
+        table.add(f"update_norm, {warps} warps", lambda w=warps: triton_kernels.update_norm(
+            x, y, gate * 1e-3, factor, shift, y.dtype, warps=w), num_bytes=2 * x.nbytes + 2 * y.nbytes)
+        table.add(f"update_norm_quantise, {warps} warps", lambda w=warps: triton_float8.update_norm_quantise(
+            x, y, gate * 1e-3, factor, shift, y.dtype, "bound", warps=w), num_bytes=2 * x.nbytes + 1.5 * y.nbytes)
+        table.add(f"rms_norm_rotate, {warps} warps", lambda w=warps: triton_kernels.rms_norm_rotate(
+            y, weight, *tables, warps=w), num_bytes=2 * y.nbytes)
+        table.add(f"rotate_quantise, {warps} warps", lambda w=warps: triton_attention.rotate_quantise(
+            y, weight, tables, num_heads, bound_H, warps=w), num_bytes=1.5 * y.nbytes)
+    for shape in ((block, warps) for block in (2048, 4096, 8192, 16384) for warps in (4, 8)):
+        table.add(f"cast, {shape[0]} numbers, {shape[1]} warps", lambda s=shape: triton_float8.quantise_tensor(
+            [y], amax=x[0, 0, 0].abs(), shape=s), num_bytes=1.5 * y.nbytes)
 
 
 def _float8(table, config, tokens, device, dtype):
     """8-bit products and the quantisation of their inputs."""
     name = "triton" if torch.device(device).type == "cuda" else "eager"
     x, y = (torch.randn(1, tokens, config.dim, device=device, dtype=dtype) for _ in range(2))
-    hidden = torch.randn(1, tokens, config.ffn_dim, device=device, dtype=dtype)
+    x32 = x.float()
     gate, factor, shift = (torch.randn(1, config.dim, device=device) for _ in range(3))
     for scaling in float8.E4M3_SCALINGS:
+        kernels = float8_kernels.kernels(name, scaling)
         for inputs, outputs in ((config.dim, config.dim), (config.dim, config.ffn_dim), (config.ffn_dim, config.dim)):
             with torch.device(device):
                 layer = float8.Float8Linear(torch.nn.Linear(inputs, outputs, dtype=dtype), scaling)
-            quantised = float8.quantised(hidden if inputs == config.ffn_dim else x, scaling)
-            table.add(f"8-bit linear {inputs} -> {outputs}, scale a {scaling}",
-                      lambda f=layer, q=quantised: f(q), 2 * tokens * inputs * outputs)
+            operand = torch.randn(1, tokens, inputs, device=device, dtype=dtype)
+            quantised = kernels.input_of_linear(operand)
+            del operand
+            flops = 2 * tokens * inputs * outputs
+            table.add(f"8-bit linear {inputs} -> {outputs}, {scaling}",
+                      lambda k=kernels, f=layer, q=quantised: k.linear(q, f), flops)
+            if outputs > inputs:
+                table.add(f"8-bit linear {inputs} -> {outputs}, GELU and codes, {scaling}",
+                          lambda k=kernels, f=layer, q=quantised: k.linear_gelu(q, f), flops)
+            if scaling == "bound" and inputs == outputs:
+                table.add(f"8-bit linear {inputs} -> {outputs} to codes, {scaling}",
+                          lambda k=kernels, f=layer, q=quantised: k.linear_codes(q, f), flops)
             del layer, quantised
-        kernels = float8.kernels(name, scaling)
-        table.add(f"quantise C, scale a {scaling}", lambda k=kernels: k.input_of_linear(x), num_bytes=1.5 * x.nbytes)
-        table.add(f"GELU and quantise FFN, scale a {scaling}",
-                  lambda k=kernels: k.linear_gelu(hidden, lambda h: h), num_bytes=1.5 * hidden.nbytes)
-        table.add(f"update_norm and quantise, scale a {scaling}",
-                  lambda k=kernels: k.update_norm(x, y, gate * 1e-3, factor, shift, dtype), num_bytes=3.5 * x.nbytes)
-
-
-def _cross_attention(table, config, tokens, device, dtype):
-    q = torch.randn(1, tokens, config.num_heads, config.head_dim, device=device, dtype=dtype)
-    k, v = (torch.randn(1, config.text_len, config.num_heads, config.head_dim, device=device, dtype=dtype)
-            for _ in range(2))
-    for name in candidates(device):
-        table.add(f"cross-attention, {name}", lambda n=name: attention_backend(n)(q, k, v),
-                  flops=4 * tokens * config.text_len * config.dim)
+        table.add(f"quantise C, {scaling}", lambda k=kernels: k._input_of_parts([x]), num_bytes=1.5 * x.nbytes)
+        table.add(f"update_norm and quantise, fp32 stream, {scaling}",
+                  lambda k=kernels: k.update_norm(x32, y, gate * 1e-3, factor, shift, dtype),
+                  num_bytes=2 * x32.nbytes + 1.5 * y.nbytes)

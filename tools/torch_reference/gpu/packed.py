@@ -7,6 +7,7 @@ permuted back; full blocks run in whatever order the sequence is in. Source: arX
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,16 +23,25 @@ from tools.torch_reference.gpu.sequence import PackedSequence
 
 @dataclass(frozen=True)
 class Execution:
-    """How blocks compute: the owner of the token order, the attention, the fused kernels, the dtype of the linears.
+    """How blocks compute: the owner of the token order, self- and cross-attention, the fused kernels, the dtype of the
+    linears.
 
     `leaves_update`: a block leaves its last update to the next one, which does it in the pass of its first norm.
     """
 
     sequence: Any
     attention: Any
+    cross_attention: Any
     kernels: Any
     dtype: torch.dtype
+    residual_dtype: torch.dtype
     leaves_update: bool = False
+
+    def attention_of(self, scales, sparse):
+        """Self-attention for q, k, v with these scales, Nones where they are no codes."""
+        if scales[0] is None:
+            return self.attention
+        return self.attention.scaled(self.sequence.own_heads(scales, sparse))
 
 
 class RMSNorm(nn.Module):
@@ -51,39 +61,45 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim, dtype=dtype) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
 
-    def _heads(self, x_BNC):
-        return x_BNC.unflatten(-1, (self.num_heads, -1))
-
-    def _output(self, parts_BnHD, kernels):
-        return kernels.linear_of_parts([part_BnHD.flatten(2) for part_BnHD in parts_BnHD], self.o)
+    def _output(self, parts_BnHD, execution, shift_C=None):
+        parts_BnC = [part_BnHD.flatten(2).to(execution.dtype) for part_BnHD in parts_BnHD]
+        return execution.kernels.linear_of_parts(parts_BnC, self.o, shift_C)
 
 
 class SelfAttention(Attention):
     """Attention of the video tokens, full or inside the sub-sequences of the current order: -> [B, N, C]."""
 
     def forward(self, x, order, sparse, execution):
-        kernels, sequence = execution.kernels, execution.sequence
+        kernels, sequence, heads = execution.kernels, execution.sequence, self.num_heads
         tables = order.cos_Nd, order.sin_Nd
-        q = kernels.rms_norm_rotate(kernels.linear(x, self.q), self.norm_q.weight, *tables)
-        q = sequence.share(self._heads(q), order, sparse)
-        k = kernels.rms_norm_rotate(kernels.linear(x, self.k), self.norm_k.weight, *tables)
-        k = sequence.share(self._heads(k), order, sparse)
-        v = sequence.share(self._heads(kernels.linear(x, self.v)), order, sparse)
+        q, q_scale = kernels.query(kernels.linear(x, self.q), self.norm_q.weight, tables, heads)
+        q = sequence.share(q, order, sparse)
+        common_mean = partial(sequence.common_mean, sparse=sparse)
+        k, k_scale = kernels.key(kernels.linear(x, self.k), self.norm_k.weight, tables, heads, common_mean)
+        k = sequence.share(k, order, sparse)
+        v, v_scale, shift_C = kernels.value(x, self.v, heads, common_mean)
+        v = sequence.share(v, order, sparse)
+        attention = execution.attention_of((q_scale, k_scale, v_scale), sparse)
         attend = sequence.attend_sparse if sparse else sequence.attend_full
-        parts_BnHD = attend(execution.attention, q, k, v, order)
+        parts_BnHD = attend(attention, q, k, v, order)
         del q, k, v
-        return self._output(parts_BnHD, kernels)
+        return self._output(parts_BnHD, execution, shift_C)
 
 
 class CrossAttention(Attention):
     """Every token attends to the whole text, padding included; keys and values are projected once per sample."""
 
     def forward(self, x, text, execution):
-        kernels = execution.kernels
-        q_BNHD = self._heads(kernels.rms_norm(kernels.linear(x, self.q), self.norm_q.weight))
-        k_BLHD = self._heads(kernels.rms_norm(kernels.linear(text, self.k), self.norm_k.weight))
-        v_BLHD = self._heads(kernels.linear(text, self.v))
-        return self._output([execution.attention(q_BNHD, k_BLHD, v_BLHD)], kernels)
+        kernels, heads = execution.kernels, self.num_heads
+        unrotated = None, None
+        q, q_scale = kernels.query(kernels.linear(x, self.q), self.norm_q.weight, unrotated, heads)
+        # The text is whole everywhere.
+        k, k_scale = kernels.key(kernels.linear(text, self.k), self.norm_k.weight, unrotated, heads, lambda mean: mean)
+        v, v_scale, _ = kernels.value(text, self.v, heads)
+        attention = execution.cross_attention
+        if q_scale is not None:
+            attention = attention.scaled((q_scale, k_scale, v_scale))
+        return self._output([attention(q, k, v)], execution)
 
 
 class Block(nn.Module):
@@ -93,7 +109,8 @@ class Block(nn.Module):
     x += gate_f * FFN(norm2(x) * (1 + scale_f) + shift_f)
 
     `owed` is the update (y, gate) that the block before has left to this one, or None; with `gather_N` [N] the tokens
-    are gathered after it. Returns (x, what this block leaves: see Execution).
+    are gathered after it, and x comes in the dtype in which it has travelled. Returns (x, what this block leaves: see
+    Execution).
     """
 
     def __init__(self, config, dtype):
@@ -113,10 +130,11 @@ class Block(nn.Module):
         kernels, dtype = execution.kernels, execution.dtype
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation.float() + e0_B6C).unbind(1)
         norm3 = self.norm3.weight.float()[None], self.norm3.bias.float()[None]
-        if owed is None:
+        if owed is None and gather_N is None:
             n = kernels.norm(x_BNC, 1 + scale_a, shift_a, dtype)
         else:
-            x_BNC, n = kernels.update_norm(x_BNC, *owed, 1 + scale_a, shift_a, dtype, gather_N)
+            x_BNC, n = kernels.update_norm(x_BNC, *(owed or (None, None)), 1 + scale_a, shift_a, dtype, gather_N,
+                                           execution.residual_dtype)
         y_BNC = self.self_attn(n, order, sparse, execution)
         x_BNC, n = kernels.update_norm(x_BNC, y_BNC, gate_a, *norm3, dtype)
         y_BNC = self.cross_attn(n, text, execution)
@@ -126,11 +144,6 @@ class Block(nn.Module):
         del n
         y_BNC = kernels.linear(hidden, self.ffn[2])
         return (x_BNC, (y_BNC, gate_f)) if execution.leaves_update else (kernels.update(x_BNC, y_BNC, gate_f), None)
-
-
-def _settled(x_BNC, owed, kernels):
-    """x with the update that a block has left."""
-    return x_BNC if owed is None else kernels.update(x_BNC, *owed)
 
 
 class Head(nn.Module):
@@ -152,27 +165,32 @@ class PackedDiT(nn.Module):
     Args:
         config: ospnext_ms.models.config.DiTConfig.
         sequence: owner of the order of the tokens, default PackedSequence (the whole video on this device).
-        residual_dtype: dtype of the residual stream, default `dtype`.
-        dtype: dtype of the blocks' linears, patch and text embedding; norms, modulation, rotation, the time path and
-            the head are fp32 always.
-        attention: callable of attention_backends, default the one PyTorch chooses.
-        kernels: see fused.py, default by device.
+        residual_dtype: dtype of the residual stream, fp32 as in the original.
+        dtype: dtype of the weights of the blocks' linears, patch and text embedding, and of the products but for the
+            patch embedding's; norms, modulation, rotation, the time path and the head are fp32 always.
+        attention: of attention_backends, default the one PyTorch chooses; `cross_attention`, an attribute, is the same
+            unless set.
+        kernels: see fused.py, default by device; `block_kernels`, an attribute, are those of every block where they
+            differ (quantisation.py).
 
     Set `gradient_checkpointing` to recompute every block in the backward pass. Raises ValueError for a quantised
-    configuration: float8.quantise makes an 8-bit model of a loaded one.
+    configuration: quantisation.quantise makes an 8-bit model of a loaded one.
     """
 
-    def __init__(self, config, sequence=None, residual_dtype=None, dtype=torch.float32, attention=None, kernels=None):
+    def __init__(self, config, sequence=None, residual_dtype=torch.float32, dtype=torch.float32, attention=None,
+                 kernels=None):
         super().__init__()
         if config.quant is not None or config.quant_attention is not None:
             raise ValueError(f"quant is {config.quant!r}, quant_attention {config.quant_attention!r}; "
                              "PackedDiT has no HiFloat8 layers, valid: None")
         self.config = config
         self.sequence = sequence or PackedSequence(config.sparse_ratio)
-        self.residual_dtype = residual_dtype or dtype
+        self.residual_dtype = residual_dtype
         self.dtype = dtype
         self.attention = attention or attention_backend("default")
+        self.cross_attention = None
         self.kernels = kernels
+        self.block_kernels = None
         self.gradient_checkpointing = False
         dim, patch = config.dim, config.patch_size
         self.patch_embedding = nn.Conv3d(config.in_channels, dim, patch, stride=patch, dtype=dtype)
@@ -200,25 +218,34 @@ class PackedDiT(nn.Module):
         Raises ValueError where x does not divide into patches or the text is too long.
         """
         kernels = self.kernels or default_kernels(x_BCThw.device)
-        # With gradients a block would have to keep both x and y for the backward pass.
-        execution = Execution(self.sequence, self.attention, kernels, self.dtype, not torch.is_grad_enabled())
+        executions = self.executions(kernels)
         patches_BNK, grid = self._patchify(x_BCThw)
         e_BC, e0_B6C = embed_time(self, t_B)
-        text = kernels.input_of_linear(self._embed_text(text_BLC))
+        text_BLC = self._embed_text(text_BLC)
+        texts = {each.kernels: each.kernels.input_of_linear(text_BLC) for each in executions}
         x_BNC = self._embed_patches(self.sequence.enter(patches_BNK, grid))
         pattern, owed = "token", None
-        for block, wanted in zip(self.blocks, self.config.block_patterns, strict=True):
+        for block, wanted, execution in zip(self.blocks, self.config.block_patterns, executions, strict=True):
             gather_N = None
             if wanted not in ("full", pattern):
-                gather_N = self.sequence.gather_of_switch(grid, wanted, x_BNC.device) if owed else None
-                if gather_N is None:
-                    x_BNC, owed = self.sequence.switch(_settled(x_BNC, owed, kernels), grid, wanted), None
+                x_BNC, owed, gather_N = self.sequence.switch(x_BNC, owed, kernels, grid, wanted)
                 pattern = wanted
             order = self.sequence.order(grid, pattern, self.config.head_dim, x_BNC.device)
-            x_BNC, owed = self._run(block, x_BNC, owed, gather_N, e0_B6C, text, order, wanted != "full", execution)
-        patches_BNK = self.head(_settled(x_BNC, owed, kernels), e_BC, kernels)
+            x_BNC, owed = self._run(block, x_BNC, owed, gather_N, e0_B6C, texts[execution.kernels], order,
+                                    wanted != "full", execution)
+        if owed is not None:
+            x_BNC = kernels.update(x_BNC, *owed)
+        patches_BNK = self.head(x_BNC, e_BC, kernels)
         patches_BNK = self.sequence.leave(patches_BNK, grid, pattern)
         return self._unpatchify(patches_BNK, grid)
+
+    def executions(self, kernels=None):
+        """The Execution of every block."""
+        # With gradients a block would have to keep both x and y for the backward pass.
+        leaves_update = not torch.is_grad_enabled()
+        common = Execution(self.sequence, self.attention, self.cross_attention or self.attention,
+                           kernels or self.kernels, self.dtype, self.residual_dtype, leaves_update)
+        return [replace(common, kernels=each) for each in self.block_kernels or [common.kernels] * len(self.blocks)]
 
     def _run(self, block, *arguments):
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -243,8 +270,9 @@ class PackedDiT(nn.Module):
         return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(-1, self.config.out_channels, frames, height * p, width * q)
 
     def _embed_patches(self, patches_BNK):
-        weight = self.patch_embedding.weight.flatten(1)
-        return F.linear(patches_BNK.to(self.dtype), weight, self.patch_embedding.bias).to(self.residual_dtype)
+        """In fp32: what is rounded here stays in the stream to the end."""
+        weight, bias = self.patch_embedding.weight.flatten(1).float(), self.patch_embedding.bias.float()
+        return F.linear(patches_BNK.float(), weight, bias).to(self.residual_dtype)
 
     def _embed_text(self, text_BLC):
         length = text_BLC.shape[1]

@@ -18,9 +18,15 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from ospnext_ms.skiparse import SkiparsePlan, other_pattern
+from tools.torch_reference.gpu.float8 import quantised
 from tools.torch_reference.gpu.sequence import Order, attend_sub_sequences, rotary_tables, runs_of
 
 EXCHANGES = ("overlapped", "fused")
+# What a switch sends: the residual stream as it is, rounded, or as codes with a scale a token (inference only). Errors
+# of a whole network: `precision network`. fp16 costs as little as bf16 and an eighth of its error; a stream beyond
+# 65,504 comes out as infinity, which nobody overlooks.
+SWITCH_DTYPES = ("stream", "fp16", "bf16", "e4m3")
+SWITCH_DTYPE = "fp16"
 
 
 class Traffic:
@@ -115,7 +121,9 @@ class Channel:
         received = x_N.new_empty(sum(receive), *x_N.shape[1:])
         row_bytes = x_N.element_size() * x_N[:1].numel()
         self.traffic.by_kind[self.kind] += (sum(send) - send[self.rank]) * row_bytes
-        work = dist.all_to_all_single(received, x_N, list(receive), list(send), self.group, async_op=not wait)
+        # Not every version of the libraries sends float8.
+        numbers = [x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x for x in (received, x_N)]
+        work = dist.all_to_all_single(*numbers, list(receive), list(send), self.group, async_op=not wait)
         return Pending(received, work, x_N)
 
     def exchange(self, x_N, send, receive):
@@ -177,19 +185,22 @@ class ParallelSequence:
         mesh: Mesh of this process.
         exchange: "overlapped" starts the exchange of q, of k and of v as soon as each is projected, so that it runs
             beside the next projection; "fused" exchanges all three in one call.
+        switch_dtype: what a switch between processes sends, see SWITCH_DTYPES.
 
     `traffic` counts what this process sends. Raises ValueError where the degrees do not divide, or for another
-    exchange.
+    exchange or dtype.
     """
 
-    def __init__(self, sparse_ratio, num_heads, mesh, exchange="overlapped"):
+    def __init__(self, sparse_ratio, num_heads, mesh, exchange="overlapped", switch_dtype=SWITCH_DTYPE):
         degrees = valid_degrees(mesh.size, sparse_ratio, num_heads)
         if (mesh.skiparse_parallel, mesh.ulysses_parallel) not in degrees:
             raise ValueError(f"{mesh.name} (SSP x Ulysses) does not divide sparse ratio {sparse_ratio} and {num_heads} "
                              f"heads; valid for {mesh.size} processes: {degrees or 'none'}")
         if exchange not in EXCHANGES:
             raise ValueError(f"exchange is {exchange!r}; valid: {', '.join(EXCHANGES)}")
-        self.sparse_ratio, self.mesh, self.exchange = sparse_ratio, mesh, exchange
+        if switch_dtype not in SWITCH_DTYPES:
+            raise ValueError(f"switch_dtype is {switch_dtype!r}; valid: {', '.join(SWITCH_DTYPES)}")
+        self.sparse_ratio, self.mesh, self.exchange, self.switch_dtype = sparse_ratio, mesh, exchange, switch_dtype
         self.traffic = Traffic()
         self._switch = Channel(mesh.skiparse_group, self.traffic, "switch")
         self._sparse_heads = Channel(mesh.ulysses_group, self.traffic, "ulysses")
@@ -214,13 +225,33 @@ class ParallelSequence:
             self._plan(grid).rank_tokens("token", self.mesh.s, self.mesh.u)).to(x_BNC.device))
         return x_BNC.index_select(1, tokens)
 
-    def switch(self, x_BNC, grid, target):
-        """The other pattern's shard -> the shard of `target`: one All-to-All among the ranks of equal u."""
-        if self._switch.size == 1:
-            return x_BNC.index_select(1, self.gather_of_switch(grid, target, x_BNC.device))
+    def switch(self, x_BNC, owed, kernels, grid, target):
+        """The other pattern's shard -> the shard of `target`, one All-to-All among the ranks of equal u.
+
+        Arguments and results as PackedSequence.switch.
+        """
         send, receive, pack, unpack = self._switch_tables(grid, target, x_BNC.device)
-        received = self._switch.exchange(x_BNC.index_select(1, pack).transpose(0, 1), send, receive).wait()
-        return received.transpose(0, 1).index_select(1, unpack)
+        if self._switch.size == 1:
+            gather_N = self._once(("local", grid, target, str(x_BNC.device)), lambda: pack[unpack])
+            return (x_BNC.index_select(1, gather_N), None, None) if owed is None else (x_BNC, owed, gather_N)
+        payload = kernels.update_gather(x_BNC, *(owed or (None, None)), pack, self._payload_dtype(x_BNC.dtype))
+        received = self._travel(payload.transpose(0, 1), send, receive).transpose(0, 1)
+        if torch.is_grad_enabled():
+            return received.index_select(1, unpack).to(x_BNC.dtype), None, None
+        return received.contiguous(), None, unpack
+
+    def _payload_dtype(self, dtype):
+        rounded = {"fp16": torch.float16, "bf16": torch.bfloat16, "e4m3": torch.bfloat16}
+        return rounded.get(self.switch_dtype, dtype)
+
+    def _travel(self, x_NBC, send, receive):
+        """The All-to-All of a switch; "e4m3" sends codes and a scale a token."""
+        if self.switch_dtype != "e4m3":
+            return self._switch.exchange(x_NBC, send, receive).wait()
+        codes = quantised(x_NBC, "row")
+        received = self._switch.start(codes.codes, send, receive).wait()
+        scale = self._switch.start(codes.scale, send, receive).wait()
+        return (received.float() * scale).to(x_NBC.dtype)
 
     def _switch_tables(self, grid, target, device):
         """(split sizes sent, received, gather before, gather after) of a switch to `target`."""
@@ -234,13 +265,6 @@ class ParallelSequence:
 
         return self._once(("switch", grid, target, str(device)), build)
 
-    def gather_of_switch(self, grid, target, device):
-        """The tokens that `switch` gathers where it sends nothing (S = 1), else None."""
-        if self._switch.size > 1:
-            return None
-        _, _, pack, unpack = self._switch_tables(grid, target, device)
-        return self._once(("local", grid, target, str(device)), lambda: pack[unpack])
-
     def leave(self, x_BNC, grid, pattern):
         """Shards of `pattern` -> all tokens in natural order, on every process."""
 
@@ -252,6 +276,21 @@ class ParallelSequence:
 
         lengths, natural = self._once(("leave", grid, pattern, str(x_BNC.device)), build)
         return _Gather.apply(x_BNC.transpose(0, 1), lengths, self._leave).transpose(0, 1).index_select(1, natural)
+
+    def common_mean(self, mean_BC, sparse):
+        """The mean over all processes whose keys meet in an attention call; shards are near-equal."""
+        channel = self._sparse_heads if sparse else self._full_heads
+        if channel.size > 1:
+            # A shard may be empty.
+            mean_BC = mean_BC.nan_to_num()
+            dist.all_reduce(mean_BC, group=channel.group)
+            mean_BC = mean_BC / channel.size
+        return mean_BC
+
+    def own_heads(self, scales, sparse):
+        """Of scales [H] those of the heads that attention sees here."""
+        channel = self._sparse_heads if sparse else self._full_heads
+        return tuple(scale.unflatten(0, (channel.size, -1))[channel.rank] for scale in scales)
 
     def share(self, x_BNHD, order, sparse):
         """Begins what attention needs of q, k or v from elsewhere; the result is an argument of attend_*."""
@@ -323,9 +362,13 @@ def _heads_to_tokens(tensors, part, channel):
 
     Tokens stand rank by rank: attention inside a part does not care.
     """
-    own, ranks = part.stop - part.start, channel.size
+    own, ranks, dtype = part.stop - part.start, channel.size, tensors[0].dtype
+    if dtype == torch.float8_e4m3fn:
+        tensors = [x_BNHD.view(torch.uint8) for x_BNHD in tensors]
     by_rank = [x_BNHD[:, part.start : part.stop].unflatten(2, (ranks, -1)).permute(2, 1, 0, 3, 4) for x_BNHD in tensors]
     pending = channel.exchange(torch.stack(by_rank, dim=3).flatten(0, 1), [own] * ranks, part.lengths)
+    if dtype == torch.float8_e4m3fn:
+        return pending.seen_as(lambda x_NBKhD: x_NBKhD.view(dtype).transpose(0, 1).unbind(2))
     return pending.seen_as(lambda x_NBKhD: x_NBKhD.transpose(0, 1).unbind(2))
 
 

@@ -5,11 +5,10 @@ from collections import defaultdict
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tools.torch_reference.gpu.packed import Execution
 from tools.torch_reference.gpu.timing import synchronize
 
 _KINDS = (
-    ("attention", ("sdpa", "fmha", "flash", "attention")),
+    ("attention", ("sdpa", "fmha", "flashattn", "flash::", "attention")),
     ("communication", ("nccl",)),
     ("matmul", ("gemm", "nvjet", "cutlass", "xmma", "cublas", "mm_")),
     ("copy", ("memcpy", "catarray", "copy", "index", "gather")),
@@ -30,7 +29,8 @@ def profile_block(model, grid, sparse, device, top=14):
     config = model.config
     patterns = config.block_patterns
     index = next(i for i, pattern in enumerate(patterns) if (pattern != "full") == sparse)
-    execution = Execution(model.sequence, model.attention, model.kernels, model.dtype, leaves_update=True)
+    with torch.inference_mode():
+        execution = model.executions()[index]
     order = model.sequence.order(grid, "token", config.head_dim, torch.device(device))
     tokens = order.cos_Nd.shape[0]
     generator = torch.Generator(device=device).manual_seed(0)
@@ -39,9 +39,10 @@ def profile_block(model, grid, sparse, device, top=14):
         return torch.randn(*shape, generator=generator, device=device, dtype=dtype)
 
     e0_B6C = draw(1, 6, config.dim, dtype=torch.float32)
-    text = model.kernels.input_of_linear(draw(1, config.text_len, config.dim, dtype=model.dtype))
+    text = execution.kernels.input_of_linear(draw(1, config.text_len, config.dim, dtype=model.dtype))
 
-    gather = model.sequence.gather_of_switch(grid, "token", torch.device(device)) if sparse else None
+    here = torch.empty(0, device=device)
+    gather = model.sequence.switch(here, "owed", None, grid, "token")[2] if sparse else None
 
     def run():
         x_BNC = draw(1, tokens, config.dim, dtype=model.residual_dtype)

@@ -4,9 +4,15 @@ import json
 from pathlib import Path
 
 
-def ideal_seconds(flops, ceilings, gpus=1):
-    """Time of the counted operations at the ceilings of matrix products and attention, everything else free."""
-    return (flops["linear"] / ceilings["matmul"] + flops["attention"] / ceilings["attention"]) / gpus
+def ideal_seconds(flops, ceilings, gpus=1, eight_bit=()):
+    """Time of the counted operations at the ceilings of matrix products and attention, everything else free.
+
+    `eight_bit` names what of "matmul" and "attention" runs on e4m3 codes.
+    """
+    def ceiling(name):
+        return ceilings[f"{name}_8bit" if name in eight_bit else name]
+
+    return (flops["linear"] / ceiling("matmul") + flops["attention"] / ceiling("attention")) / gpus
 
 
 def summarise(result):
@@ -30,14 +36,29 @@ def summarise(result):
             summary["flop_ratio"] = full["flops"]["total"] / row["flops"]["total"]
         if alone and row["gpus"] > 1:
             summary["scaling"] = alone["median"] / (row["gpus"] * row["median"])
-        if result.get("ceilings"):
-            ideal = ideal_seconds(row["flops"], result["ceilings"], row["gpus"])
-            summary["share"] = row.get("passes", 1) * ideal / row["median"]
+        measured_ceilings = result.get("ceilings") or {}
+        for name, ceilings in (("share", measured_ceilings), ("sustained", measured_ceilings.get("sustained"))):
+            if ceilings and _is_at_ceilings_of(row, ceilings):
+                ideal = ideal_seconds(row["flops"], ceilings, row["gpus"], row.get("eight_bit", ()))
+                summary[name] = row.get("passes", 1) * ideal / row["median"]
         if row["mode"].startswith("sparse"):
             summary["paper"] = {int(gpus): figure for gpus, figure in result["paper"].items()}.get(row["gpus"])
         summary["release"] = result["release"].get(row["mode"]) if row["gpus"] == 1 else None
         rows.append(summary)
     return rows
+
+
+def _is_at_ceilings_of(row, ceilings):
+    """Whether every product of the row has a ceiling."""
+    return not row.get("keep_bf16") and all(f"{name}_8bit" in ceilings for name in row.get("eight_bit", ()))
+
+
+def options_of(row):
+    """What else is not the default: "keep 1, bf16 stream, switch e4m3"."""
+    options = [f"keep {row['keep_bf16']}"] if row.get("keep_bf16") else []
+    options += [f"{row['residual']} stream"] if row.get("residual", "fp32") != "fp32" else []
+    options += [f"switch {row['switch_dtype']}"] if row.get("switch_dtype") and row["degrees"][0] > 1 else []
+    return ", ".join(options)
 
 
 def layout_of(row):
@@ -47,23 +68,24 @@ def layout_of(row):
 
 
 def print_table(result):
-    """One line a measurement. `of ceiling` is the time of the counted operations at the ceilings over the time;
-    `TFLOP/s` and `sent` are those of one GPU.
+    """One line a measurement. `of ceiling` is the time of the counted operations at the ceilings over the time, the
+    ceilings being those of single calls and of sustained load; `TFLOP/s` and `sent` are those of one GPU.
     """
     print(f"\n{result['setting']}, {result['model']}, grid {tuple(result['grid'])}, {result['gpus']} GPU(s), "
           f"{result['machine']}")
-    print(f"{'mode':<18}{'kernels':<10}{'GPUs (SxU)':<16}{'seconds':>15}{'TFLOP/s':>9}{'of ceiling':>12}"
-          f"{'peak GiB':>10}{'sent MB':>9}{'speed-up':>10}{'FLOP ratio':>12}{'paper':>7}{'release s':>11}"
-          f"{'scaling':>9}")
+    print(f"{'mode':<32}{'kernels':<10}{'GPUs (SxU)':<16}{'seconds':>15}{'TFLOP/s':>9}{'of ceiling':>12}"
+          f"{'sustained':>11}{'peak GiB':>10}{'sent MB':>9}{'speed-up':>10}{'FLOP ratio':>12}{'paper':>7}"
+          f"{'release s':>11}{'scaling':>9}  options")
     for row in summarise(result):
-        print(f"{row['mode']:<18}{row['kernels']:<10}{layout_of(row):<16}{row['median']:>8.3f} ±{row['spread']:>5.3f}"
-              f"{row['tflops']:>9.0f}{_cell(row.get('share'), '.1%'):>12}{_cell(row['peak_memory_gib'], '.1f'):>10}"
+        print(f"{row['mode']:<32}{row['kernels']:<10}{layout_of(row):<16}{row['median']:>8.3f} ±{row['spread']:>5.3f}"
+              f"{row['tflops']:>9.0f}{_cell(row.get('share'), '.1%'):>12}{_cell(row.get('sustained'), '.1%'):>11}"
+              f"{_cell(row['peak_memory_gib'], '.1f'):>10}"
               f"{row['bytes_sent'] / 1e6:>9.0f}{_cell(row.get('speed_up'), '.2f'):>10}"
               f"{_cell(row.get('flop_ratio'), '.2f'):>12}{_cell(row.get('paper'), '.2f'):>7}"
-              f"{_cell(row['release'], '.2f'):>11}{_cell(row.get('scaling'), '.1%'):>9}")
+              f"{_cell(row['release'], '.2f'):>11}{_cell(row.get('scaling'), '.1%'):>9}  {options_of(row)}")
     for row in result["measurements"]:
         if "error" in row:
-            print(f"{row['mode']}: relative error of the output against bf16 linears {row['error']:.2e}")
+            print(f"{row['mode']} {options_of(row)}: relative error of the output against bf16 {row['error']:.2e}")
     for error in result["errors"]:
         print(f"FAILED {error['name']}")
     for check in result.get("checks", []):

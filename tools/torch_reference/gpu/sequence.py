@@ -2,7 +2,8 @@
 
 B batch, N tokens, C width, H heads, D head width, T/h/w grid. A model asks a sequence object for everything that
 depends on the order of its tokens; `PackedSequence` holds the whole video on one device, `parallel.ParallelSequence` a
-shard of it. Both have the methods enter, order, switch, gather_of_switch, share, attend_full, attend_sparse and leave.
+shard of it. Both have the methods enter, order, switch, share, common_mean, own_heads, attend_full,
+attend_sparse and leave.
 """
 
 from dataclasses import dataclass
@@ -52,22 +53,11 @@ def rotary_tables(grid, head_dim, natural_indices):
 
 
 def attend_sub_sequences(attention, q_BNHD, k_BNHD, v_BNHD, runs):
-    """Attention inside consecutive sub-sequences, one call a run of equal lengths; at B = 1 q, k, v are never copied.
+    """Attention inside consecutive sub-sequences; N is the sum of count * length over `runs`.
 
-    N is the sum of count * length over `runs`. Returns a tuple of [B, n, H, D], one a run, to be read one after the
-    other: kernels.linear_of_parts needs no copy of them side by side.
+    Returns a tuple of [B, n, H, D], to be read one after the other (attention_backends.one_call_a_run).
     """
-    if not runs:
-        return (v_BNHD,)
-    batch, _, num_heads, head_dim = v_BNHD.shape
-    outputs = []
-    start = 0
-    for count, length in runs:
-        parts = (x[:, start : start + count * length] for x in (q_BNHD, k_BNHD, v_BNHD))
-        out = attention(*(part.reshape(batch * count, length, num_heads, head_dim) for part in parts))
-        outputs.append(out.reshape(batch, count * length, num_heads, head_dim))
-        start += count * length
-    return tuple(outputs)
+    return attention.sub_sequences(q_BNHD, k_BNHD, v_BNHD, runs) if runs else (v_BNHD,)
 
 
 class PackedSequence:
@@ -91,13 +81,14 @@ class PackedSequence:
         """Natural order -> token order."""
         return self._gather(x_BNC, grid, "token_order")
 
-    def switch(self, x_BNC, grid, target):
-        """The other pattern's order -> the order of `target`."""
-        return x_BNC.index_select(1, self.gather_of_switch(grid, target, x_BNC.device))
+    def switch(self, x_BNC, owed, kernels, grid, target):
+        """The other pattern's order -> the order of `target`: (x, owed, gather [N] or None).
 
-    def gather_of_switch(self, grid, target, device):
-        """The tokens [N] that `switch` gathers, where it does nothing else; None where it does."""
-        return self._index(grid, "token_to_group" if target == "group" else "group_to_token", device)
+        `owed` is an update (y, gate) that is still to be done, or None. What comes back of it and of the gather is left
+        to the next block's first norm.
+        """
+        gather_N = self._index(grid, "token_to_group" if target == "group" else "group_to_token", x_BNC.device)
+        return (x_BNC.index_select(1, gather_N), None, None) if owed is None else (x_BNC, owed, gather_N)
 
     def leave(self, x_BNC, grid, pattern):
         """Order of `pattern` -> natural order."""
@@ -106,6 +97,14 @@ class PackedSequence:
     def share(self, x_BNHD, order, sparse):
         """What attention needs of q, k or v from elsewhere: nothing here."""
         return x_BNHD
+
+    def common_mean(self, mean_BC, sparse):
+        """Of a mean over the tokens here that over all tokens of an attention call, or what stands for it: itself."""
+        return mean_BC
+
+    def own_heads(self, scales, sparse):
+        """Of scales [H] those of the heads that attention sees here: all."""
+        return scales
 
     def attend_full(self, attention, q_BNHD, k_BNHD, v_BNHD, order):
         """Every token attends to every token, in whatever order they stand. Returns parts, see attend_sub_sequences."""

@@ -1,22 +1,20 @@
 """Triton kernels that quantise activations to float8 e4m3. Contracts: float8.py.
 
-A program takes a few rows and keeps a row in registers. Steps of one kernel, chosen at compile time:
-"rows": every row gets its scale and its codes in one pass; "amax": only the largest magnitude of everything, by atomic
-maximum; "cast": codes at the scale of a known largest magnitude. GELU, where asked for, is recomputed in both passes:
-cheaper than to write its output twice as wide.
+Steps, chosen at compile time: "rows": every row gets its scale and its codes in one pass; "amax": only the largest
+magnitude of everything, by atomic maximum; "cast" (of a norm: "bound"): codes at the scale of a known largest
+magnitude. GELU, where asked for, is recomputed in both passes: cheaper than to write its output twice as wide.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from tools.torch_reference.dit import NORM_EPS
-from tools.torch_reference.gpu.triton_kernels import _vectors
+from tools.torch_reference.gpu.float8 import SAMPLE_MARGIN, SAMPLE_STRIDE
+from tools.torch_reference.gpu.triton_kernels import NORM_WARPS, _factor_of, _to_codes, launch_update_norm
 
-ROWS_PER_PROGRAM = 4
-NUM_WARPS = 8
-FP8_MAX = tl.constexpr(448.0)
-TINY = tl.constexpr(1e-30)
+ROWS_PER_PROGRAM, ROW_WARPS = 4, 8
+# Fastest on an H100 (microbenchmark.py): numbers a program of a cast, warps.
+CAST_SHAPE = (8192, 8)
 
 
 @triton.jit
@@ -25,31 +23,15 @@ def _gelu_tanh(x):
 
 
 @triton.jit
-def _to_codes(x, factor):
-    scaled = tl.minimum(tl.maximum(x * factor, -FP8_MAX), FP8_MAX)
-    return scaled.to(tl.float8e4nv)
-
-
-@triton.jit
-def _factor_of(amax):
-    """448 / amax, 1 where everything is zero."""
-    return tl.where(amax > 0, FP8_MAX / tl.maximum(amax, TINY), 1.0)
-
-
-@triton.jit
-def _quantise_kernel(x_ptr, codes_ptr, scale_ptr, amax_ptr, num_rows,
-                     WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-                     STEP: tl.constexpr, GELU: tl.constexpr):
+def _quantise_rows_kernel(x_ptr, codes_ptr, scale_ptr, amax_ptr, num_rows,
+                          WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, STRIDE: tl.constexpr,
+                          STEP: tl.constexpr, GELU: tl.constexpr):
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
     start = tl.program_id(0) * ROWS
     largest = 0.0
-    if STEP == "cast":
-        factor = _factor_of(tl.load(amax_ptr))
-        if start == 0:
-            tl.store(scale_ptr, 1.0 / factor)
     for i in range(0, tl.minimum(ROWS, num_rows - start)):
-        row = start + i
+        row = (start + i) * STRIDE
         offsets = row.to(tl.int64) * WIDTH + columns
         x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
         if GELU:
@@ -57,110 +39,161 @@ def _quantise_kernel(x_ptr, codes_ptr, scale_ptr, amax_ptr, num_rows,
         if STEP == "amax":
             largest = tl.maximum(largest, tl.max(tl.abs(x), axis=0))
         else:
-            if STEP == "rows":
-                factor = _factor_of(tl.max(tl.abs(x), axis=0))
-                tl.store(scale_ptr + row, 1.0 / factor)
+            factor = _factor_of(tl.max(tl.abs(x), axis=0))
+            tl.store(scale_ptr + row, 1.0 / factor)
             tl.store(codes_ptr + offsets, _to_codes(x, factor), mask=inside)
     if STEP == "amax":
         tl.atomic_max(amax_ptr, largest)
 
 
-def _launch(x, codes, scale, amax, step, gelu, rows, num_warps):
+@triton.jit
+def _cast_kernel(x_ptr, codes_ptr, scale_ptr, amax_ptr, count, BLOCK: tl.constexpr, GELU: tl.constexpr):
+    start = tl.program_id(0)
+    factor = _factor_of(tl.load(amax_ptr))
+    if start == 0:
+        tl.store(scale_ptr, 1.0 / factor)
+    offsets = start.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets, mask=offsets < count, other=0.0).to(tl.float32)
+    if GELU:
+        x = _gelu_tanh(x)
+    tl.store(codes_ptr + offsets, _to_codes(x, factor), mask=offsets < count)
+
+
+def _launch_rows(x, codes, scale, amax, step, gelu=False, stride=1):
     width = x.shape[-1]
-    num_rows = x.numel() // width
+    num_rows = triton.cdiv(x.numel() // width, stride)
     if num_rows:
-        _quantise_kernel[(triton.cdiv(num_rows, rows),)](
-            x, codes, scale, amax, num_rows, WIDTH=width, BLOCK=triton.next_power_of_2(width), ROWS=rows, STEP=step,
-            GELU=gelu, num_warps=num_warps)
+        _quantise_rows_kernel[(triton.cdiv(num_rows, ROWS_PER_PROGRAM),)](
+            x, codes, scale, amax, num_rows, WIDTH=width, BLOCK=triton.next_power_of_2(width), ROWS=ROWS_PER_PROGRAM,
+            STRIDE=stride, STEP=step, GELU=gelu, num_warps=ROW_WARPS)
 
 
-def quantise_rows(x, gelu=False, rows=ROWS_PER_PROGRAM, num_warps=NUM_WARPS):
+def quantise_rows(x, gelu=False):
     """x [..., K] contiguous -> (codes [..., K], scale [..., 1] fp32)."""
     assert x.is_contiguous()
     codes, scale = torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
-    _launch(x, codes, scale, scale, "rows", gelu, rows, num_warps)
+    _launch_rows(x, codes, scale, scale, "rows", gelu)
     return codes, scale
 
 
-def quantise_tensor(x, gelu=False, amax=None, rows=ROWS_PER_PROGRAM, num_warps=NUM_WARPS):
-    """x contiguous -> (codes, scale [] fp32); `amax` [] fp32 where the largest magnitude is known already."""
-    assert x.is_contiguous()
-    codes, scale = torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_ones((), dtype=torch.float32)
+def quantise_tensor(parts, gelu=False, amax=None, shape=CAST_SHAPE):
+    """(codes, scale [] fp32) of tensors [B, n, ...], contiguous, one after the other along n; several only at B = 1.
+
+    `amax` [] fp32 where the largest magnitude, or a bound on it, is known already.
+    """
+    first = parts[0]
+    assert all(part.is_contiguous() for part in parts)
+    assert len(parts) == 1 or first.shape[0] == 1
     if amax is None:
-        amax = x.new_zeros((), dtype=torch.float32)
-        _launch(x, codes, scale, amax, "amax", gelu, rows, num_warps)
-    _launch(x, codes, scale, amax, "cast", gelu, rows, num_warps)
+        amax = first.new_zeros((), dtype=torch.float32)
+        for part in parts:
+            _launch_rows(part, part, amax, amax, "amax", gelu)
+    lengths = [part.shape[1] for part in parts] if len(parts) > 1 else None
+    whole = first.shape if lengths is None else (1, sum(lengths), *first.shape[2:])
+    codes = first.new_empty(whole, dtype=torch.float8_e4m3fn)
+    scale = first.new_ones((), dtype=torch.float32)
+    block, warps = shape
+    for part, target in zip(parts, [codes] if lengths is None else codes.split(lengths, dim=1), strict=True):
+        if part.numel():
+            _cast_kernel[(triton.cdiv(part.numel(), block),)](part, target, scale, amax, part.numel(), BLOCK=block,
+                                                              GELU=gelu, num_warps=warps)
     return codes, scale
+
+
+def sampled_amax(parts):
+    """As float8.sampled_amax; tensors are contiguous."""
+    amax = parts[0].new_zeros((), dtype=torch.float32)
+    for part in parts:
+        _launch_rows(part, part, amax, amax, "amax", stride=SAMPLE_STRIDE)
+    return SAMPLE_MARGIN * amax
 
 
 @triton.jit
-def _update_norm_quantise_kernel(x_ptr, y_ptr, gate_ptr, factor_ptr, shift_ptr, gather_ptr, out_ptr, n_ptr, scale_ptr,
-                                 amax_ptr, num_tokens, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-                                 ROWS: tl.constexpr, UPDATE: tl.constexpr, GATE: tl.constexpr, GATHER: tl.constexpr,
-                                 STEP: tl.constexpr):
-    sample = tl.program_id(1)
+def _times_vector_kernel(codes_ptr, vector_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
-    if GATE:
-        gate = tl.load(gate_ptr + sample * WIDTH + columns, mask=inside, other=0.0)
-    scaling = tl.load(factor_ptr + sample * WIDTH + columns, mask=inside, other=0.0)
-    shift = tl.load(shift_ptr + sample * WIDTH + columns, mask=inside, other=0.0)
-    start = tl.program_id(0) * ROWS
-    largest = 0.0
-    for token in range(start, tl.minimum(start + ROWS, num_tokens)):
-        row = (sample * num_tokens + token).to(tl.int64)
-        offsets = row * WIDTH + columns
-        source = offsets
-        if GATHER:
-            source = (sample * num_tokens + tl.load(gather_ptr + token)).to(tl.int64) * WIDTH + columns
-        x = tl.load(x_ptr + source, mask=inside, other=0.0).to(tl.float32)
-        if UPDATE:
-            y = tl.load(y_ptr + source, mask=inside, other=0.0).to(tl.float32)
-            if GATE:
-                y = y * gate
-            rounded = (x + y).to(x_ptr.dtype.element_ty)
-            tl.store(out_ptr + offsets, rounded, mask=inside)
-            x = rounded.to(tl.float32)
-        mean = tl.sum(x, axis=0) / WIDTH
-        centred = tl.where(inside, x - mean, 0.0)
-        variance = tl.sum(centred * centred, axis=0) / WIDTH
-        n = centred * tl.rsqrt(variance + eps) * scaling + shift
-        if STEP == "rows":
-            factor = _factor_of(tl.max(tl.abs(n), axis=0))
-            tl.store(scale_ptr + row, 1.0 / factor)
-            tl.store(n_ptr + offsets, _to_codes(n, factor), mask=inside)
-        else:
-            n = n.to(n_ptr.dtype.element_ty)
-            tl.store(n_ptr + offsets, n, mask=inside)
-            largest = tl.maximum(largest, tl.max(tl.abs(n.to(tl.float32)), axis=0))
-    if STEP == "amax":
-        tl.atomic_max(amax_ptr, largest)
+    row = tl.program_id(0)
+    codes = tl.load(codes_ptr + row.to(tl.int64) * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row, tl.sum(codes * tl.load(vector_ptr + columns, mask=inside, other=0.0), axis=0))
+
+
+def times_vector(codes, vector):
+    """codes [M, K] e4m3 times a vector [K] fp32: [M] fp32."""
+    rows, width = codes.shape
+    out = vector.new_empty(rows)
+    _times_vector_kernel[(rows,)](codes, vector.contiguous(), out, WIDTH=width, BLOCK=triton.next_power_of_2(width),
+                                  num_warps=4)
+    return out
+
+
+@triton.jit
+def _sum_of_rows_kernel(codes_ptr, sums_ptr, num_rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+                        BLOCK: tl.constexpr):
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    total = tl.zeros((TILE, BLOCK), tl.float32)
+    for i in range(0, ROWS, TILE):
+        rows = tl.program_id(0) * ROWS + i + tl.arange(0, TILE)
+        offsets = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+        total += tl.load(codes_ptr + offsets, mask=(rows < num_rows)[:, None] & inside[None, :], other=0.0).to(
+            tl.float32)
+    tl.store(sums_ptr + tl.program_id(0) * WIDTH + columns, tl.sum(total, axis=0), mask=inside)
+
+
+def sum_of_rows(codes):
+    """codes [..., K] e4m3, contiguous -> fp32 [K], their sum over everything else."""
+    width = codes.shape[-1]
+    num_rows = codes.numel() // width
+    rows, tile, block = 256, 8, 1024
+    sums = codes.new_empty(triton.cdiv(num_rows, rows), width, dtype=torch.float32)
+    _sum_of_rows_kernel[(triton.cdiv(num_rows, rows), triton.cdiv(width, block))](
+        codes, sums, num_rows, WIDTH=width, ROWS=rows, TILE=tile, BLOCK=block, num_warps=4)
+    return sums.sum(0)
+
+
+@triton.jit
+def _bounds_kernel(factor_ptr, shift_ptr, bounds_ptr, batch, root, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    amax, stretch, square = 0.0, 0.0, 0.0
+    for sample in range(batch):
+        factor = tl.abs(tl.load(factor_ptr + sample * WIDTH + columns, mask=inside, other=0.0))
+        shift = tl.load(shift_ptr + sample * WIDTH + columns, mask=inside, other=0.0)
+        amax = tl.maximum(amax, tl.max(root * factor + tl.abs(shift), axis=0))
+        stretch = tl.maximum(stretch, tl.max(factor, axis=0))
+        square = tl.maximum(square, tl.sum(shift * shift, axis=0))
+    tl.store(bounds_ptr, amax)
+    tl.store(bounds_ptr + 1, root * stretch + tl.sqrt(square))
+
+
+def norm_bounds(factor_BC, shift_BC):
+    """As float8.norm_bounds, fp32 contiguous vectors."""
+    batch, width = factor_BC.shape
+    bounds = factor_BC.new_empty(2)
+    _bounds_kernel[(1,)](factor_BC, shift_BC, bounds, batch, width**0.5, WIDTH=width,
+                         BLOCK=triton.next_power_of_2(width), num_warps=8)
+    return bounds[0], bounds[1]
 
 
 def update_norm_quantise(x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype, scaling, gather_N=None,
-                         rows=ROWS_PER_PROGRAM, num_warps=NUM_WARPS):
-    """x + gate * y (left out where y is None); LayerNorm(x) * factor + shift as (codes [B, N, C], scale).
+                         residual_dtype=None, warps=NORM_WARPS):
+    """x + gate * y (left out where y is None); LayerNorm(x) * factor + shift as (codes [B, N, C], scale, length).
 
-    x is updated in place or, with `gather_N`, a new one with token gather[i] in place i, as are the codes.
-
-    `scaling` "row" quantises in the same pass; "tensor" writes the norm in `dtype`, keeps its largest magnitude, and
-    casts in a second pass.
+    x as triton_kernels.update_norm returns it comes first; the codes stand in the same order. `scaling` "row" and
+    "bound" quantise in the same pass; "tensor" writes the norm in `dtype`, keeps its largest magnitude, and casts in a
+    second pass. `length`: of "bound", else None.
     """
-    batch, num_tokens, width = x_BNC.shape
-    update = y_BNC is not None
-    by_row = scaling == "row"
-    assert x_BNC.is_contiguous()
-    assert not update or (y_BNC.is_contiguous() and y_BNC.shape == x_BNC.shape)
-    assert gather_N is None or (update and gather_N.shape == (num_tokens,) and gather_N.is_contiguous())
-    out_BNC = x_BNC if gather_N is None else torch.empty_like(x_BNC)
-    n_BNC = torch.empty_like(x_BNC, dtype=torch.float8_e4m3fn if by_row else dtype)
-    scale = x_BNC.new_empty(batch, num_tokens, 1, dtype=torch.float32)
-    amax = x_BNC.new_zeros((), dtype=torch.float32)
-    if x_BNC.numel():
-        gate, factor, shift = (_vectors(v, batch, width) for v in (gate_BC, factor_BC, shift_BC))
-        _update_norm_quantise_kernel[(triton.cdiv(num_tokens, rows), batch)](
-            x_BNC, y_BNC if update else x_BNC, gate if gate is not None else factor, factor, shift,
-            x_BNC if gather_N is None else gather_N, out_BNC, n_BNC, scale, amax, num_tokens, NORM_EPS, WIDTH=width,
-            BLOCK=triton.next_power_of_2(width), ROWS=rows, UPDATE=update, GATE=gate is not None,
-            GATHER=gather_N is not None, STEP="rows" if by_row else "amax", num_warps=num_warps)
-    return out_BNC, *((n_BNC, scale) if by_row else quantise_tensor(n_BNC, amax=amax))
+    batch, num_tokens, _ = x_BNC.shape
+    factor_BC, shift_BC = factor_BC.float().contiguous(), shift_BC.float().contiguous()
+    n_BNC = torch.empty_like(x_BNC, dtype=dtype if scaling == "tensor" else torch.float8_e4m3fn)
+    scale = x_BNC.new_ones((batch, num_tokens, 1) if scaling == "row" else (), dtype=torch.float32)
+    amax = length = None
+    if scaling == "bound":
+        amax, length = norm_bounds(factor_BC, shift_BC)
+    elif scaling == "tensor":
+        amax = x_BNC.new_zeros((), dtype=torch.float32)
+    x_BNC = launch_update_norm(x_BNC, y_BNC, (gate_BC, factor_BC, shift_BC), gather_N, residual_dtype, n_BNC,
+                               {"row": "rows", "bound": "bound", "tensor": "amax"}[scaling], scale, amax, warps)
+    if scaling == "tensor":
+        return x_BNC, *quantise_tensor([n_BNC], amax=amax), None
+    return x_BNC, n_BNC, scale, length

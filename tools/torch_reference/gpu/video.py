@@ -7,8 +7,7 @@ import torch
 
 from ospnext_ms.models.config import VAEConfig
 from tools.torch_reference.flow import sample
-from tools.torch_reference.gpu.attention_backends import attention_backend
-from tools.torch_reference.gpu.forward import SCALING, prepare
+from tools.torch_reference.gpu.forward import prepare
 from tools.torch_reference.gpu.sequence import PackedSequence
 from tools.torch_reference.gpu.settings import random_inputs, random_model
 from tools.torch_reference.gpu.timing import peak_memory_gib, reset_peak_memory, synchronize
@@ -43,19 +42,17 @@ def measure_videos(args, config, grid, device, dtype, backends, result, guard):
     """
     result["videos"] = []
     for mode in args.mode:
-        if mode not in SCALING:
-            row = guard(f"video, {mode}", lambda m=mode: _measure(args, config, grid, device, dtype, backends, m))
-            if row is not None:
-                result["videos"].append(row)
-                _print_row(row)
+        row = guard(f"video, {mode}", lambda m=mode: _measure(args, config, grid, device, dtype, backends, m))
+        if row is not None:
+            result["videos"].append(row)
+            _print_row(row)
         reset_peak_memory(device)
 
 
 def _measure(args, config, grid, device, dtype, backends, mode):
     steps = args.video_steps or STEPS
     sequence = PackedSequence(config.sparse_ratio)
-    model = prepare(random_model(config, device, dtype), mode, args.kernels[0],
-                    attention_backend(backends["full" if mode == "full" else "sparse"]), sequence)
+    model = prepare(random_model(config, device, dtype), mode, args.kernels[0], backends, sequence, args.keep_bf16[0])
     noise, _, text = random_inputs(config, grid, device)
     no_text = torch.zeros_like(text)
     dit = OneByOne(model, device)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from ospnext_ms.models.config import DiTConfig
 from tests.support.compare import relative_error
+from tools.torch_reference.gpu.fused import EagerKernels
 from tools.torch_reference.gpu.launch import join_processes
 from tools.torch_reference.gpu.parallel import ParallelSequence, create_mesh
 from tools.torch_reference.gpu.sequence import PackedSequence
@@ -32,6 +33,7 @@ class Case:
     exchange: str = "overlapped"
     with_gradients: bool = True
     batch: int = 1
+    switch_dtype: str = "stream"
 
 
 def work(rank, cases, folder):
@@ -49,7 +51,7 @@ def work(rank, cases, folder):
 
 def _compare(case, mesh):
     config = CONFIGS[case.config]
-    sequence = ParallelSequence(config.sparse_ratio, config.num_heads, mesh, case.exchange)
+    sequence = ParallelSequence(config.sparse_ratio, config.num_heads, mesh, case.exchange, case.switch_dtype)
     shared = random_model(config, "cpu", torch.float32, sequence=sequence)
     alone = random_model(config, "cpu", torch.float32)
     inputs = random_inputs(config, case.grid, "cpu", case.batch)
@@ -92,6 +94,12 @@ def _sum_over_processes(by_kind):
     return dict(zip(("switch", "ulysses", "leave"), numbers.tolist(), strict=True))
 
 
+def _switched(sequence, x, grid, target):
+    x, owed, gather = sequence.switch(x, None, EagerKernels(), grid, target)
+    assert owed is None
+    return x if gather is None else x.index_select(1, gather)
+
+
 def exchange_real_grid(rank, degrees, grid, folder):
     """Enter, switch to group, back, leave on a grid of real size, bit for bit; writes results.json."""
     torch.set_num_threads(1)
@@ -99,13 +107,13 @@ def exchange_real_grid(rank, degrees, grid, folder):
     x = torch.arange(grid[0] * grid[1] * grid[2]).view(1, -1, 1)
     results = []
     for pair in degrees:
-        sequence = ParallelSequence(2, 40, create_mesh(*pair, "cpu"))
+        sequence = ParallelSequence(2, 40, create_mesh(*pair, "cpu"), switch_dtype="stream")
         natural = PackedSequence(2).leave(PackedSequence(2).enter(x, grid), grid, "token")
         shard = sequence.enter(x, grid)
-        group = sequence.switch(shard, grid, "group")
+        group = _switched(sequence, shard, grid, "group")
         equal = [torch.equal(natural, x), torch.equal(sequence.leave(shard, grid, "token"), x),
                  torch.equal(sequence.leave(group, grid, "group"), x),
-                 torch.equal(sequence.switch(group, grid, "token"), shard)]
+                 torch.equal(_switched(sequence, group, grid, "token"), shard)]
         tokens = torch.tensor([shard.shape[1], group.shape[1], int(all(equal))])
         everywhere = [torch.empty_like(tokens) for _ in range(dist.get_world_size())]
         dist.all_gather(everywhere, tokens)
