@@ -35,21 +35,24 @@ class BuiltDiT:
     adapters: Adapters | None
 
 
-def build_dit(config, runtime, mesh=None, *, adapter=None) -> nn.Cell:
+def build_dit(config, runtime, mesh=None, *, adapter=None, switch_dtype=None) -> nn.Cell:
     """The transformer of a DiTSection with its checkpoint's weights, for inference.
 
     Args:
         config: DiTSection. runtime: runtime.Runtime. mesh: parallel.mesh.Mesh, None for one process.
         adapter: folder of a LoRA adapter in PEFT's format, used beside the network's own weights.
+        switch_dtype: see assemble_dit.
 
     Raises:
         FileNotFoundError, ValueError: no checkpoint or adapter there, or one that does not fit.
     """
-    return assemble_dit(config, runtime, mesh, open_weights(config.checkpoint), config.checkpoint, adapter=adapter).net
+    return assemble_dit(config, runtime, mesh, open_weights(config.checkpoint), config.checkpoint, adapter=adapter,
+                        switch_dtype=switch_dtype).net
 
 
 def assemble_dit(config, runtime, mesh=None, tensors: Mapping | None = None, origin: str = "", *, param_dtype=None,
-                 residual_dtype=None, lora=None, adapter=None, seed=0, training=False, recompute=False) -> BuiltDiT:
+                 residual_dtype="fp32", switch_dtype=None, lora=None, adapter=None, seed=0, training=False,
+                 recompute=False) -> BuiltDiT:
     """The transformer of a DiTConfig, for whatever it is used.
 
     Args:
@@ -57,7 +60,8 @@ def assemble_dit(config, runtime, mesh=None, tensors: Mapping | None = None, ori
         tensors: {name: stored tensor}, of which this process takes its part; None leaves the random start, which is
             MindSpore's (see mindspore.set_seed). origin: their name in errors.
         param_dtype: storage dtype of the linears' weights, default the compute dtype.
-        residual_dtype: "fp32" or "bf16" of the residual stream, None for the compute dtype.
+        residual_dtype: "fp32" or "bf16" of the residual stream.
+        switch_dtype: "fp16" or "bf16" of what a switch between processes sends, None for the stream as it is.
         lora: LoRAConfig of adapters to make; the network's own weights are frozen then. adapter: folder of an adapter
             in PEFT's format to load, which also says how large it is where `lora` is None. seed: of new adapters.
         training: gradients will be asked for. recompute: keep only the blocks' inputs for them.
@@ -71,10 +75,10 @@ def assemble_dit(config, runtime, mesh=None, tensors: Mapping | None = None, ori
         stored_lora, arrays = read_adapter(adapter)
         lora = lora or stored_lora
     if tensors is None:
-        net = _network(config, runtime, mesh, param_dtype, residual_dtype)
+        net = _network(config, runtime, mesh, param_dtype, residual_dtype, switch_dtype)
     else:
         with no_init_parameters():
-            net = _network(config, runtime, mesh, param_dtype, residual_dtype)
+            net = _network(config, runtime, mesh, param_dtype, residual_dtype, switch_dtype)
     net.set_train(training)
     names = [name for name, _ in net.parameters_and_names()]
     adapters = None if lora is None else Adapters(net, lora, seed)
@@ -91,12 +95,16 @@ def assemble_dit(config, runtime, mesh=None, tensors: Mapping | None = None, ori
     return BuiltDiT(net, sharded, adapters)
 
 
-def _network(config, runtime, mesh, param_dtype, residual_dtype):
+SWITCH_DTYPES = {None: None, "fp16": ms.float16, "bf16": ms.bfloat16}
+
+
+def _network(config, runtime, mesh, param_dtype, residual_dtype, switch_dtype):
     sequence = None
     if mesh.video_group.size > 1:
-        sequence = ParallelSequence(config.sparse_ratio, config.num_heads, mesh)
+        sequence = ParallelSequence(config.sparse_ratio, config.num_heads, mesh,
+                                    SWITCH_DTYPES[switch_dtype])
     return OSPNextDiT(config, runtime.dtype, param_dtype=param_dtype, sequence=sequence,
-                      residual_dtype=DTYPES[residual_dtype] if residual_dtype else None,
+                      residual_dtype=DTYPES[residual_dtype],
                       **quantized_parts(config, runtime.dtype, param_dtype, mesh.video_group, runtime.compiled))
 
 

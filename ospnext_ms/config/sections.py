@@ -32,13 +32,15 @@ class ParallelSection:
 
     `skiparse_parallel` x `ulysses_parallel` processes share a video; `data_parallel` such groups work on different
     ones (null: as many as there are). Each weight of the transformer is spread over `parameter_shard` processes (1:
-    every process has all weights).
+    every process has all weights). `switch_dtype` is what a switch between token and group blocks sends: null the
+    residual stream as it is; fp16 and bf16 halve an fp32 stream's bytes, and fp16 rounds to an eighth of bf16.
     """
 
     data_parallel: int | None = None
     skiparse_parallel: int = 1
     ulysses_parallel: int = 1
     parameter_shard: int = 1
+    switch_dtype: Literal["fp16", "bf16"] | None = None
 
     def __post_init__(self):
         require_at_least(self, 1, "data_parallel", "skiparse_parallel", "ulysses_parallel", "parameter_shard")

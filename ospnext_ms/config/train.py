@@ -23,9 +23,9 @@ MAY_CHANGE = frozenset((
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDiTSection(DiTConfig):
-    """Shape of the transformer. `residual_dtype` is that of the residual stream, null the compute dtype."""
+    """Shape of the transformer. `residual_dtype` is that of the residual stream, fp32 as in the original."""
 
-    residual_dtype: ComputeDtype | None = None
+    residual_dtype: ComputeDtype = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)

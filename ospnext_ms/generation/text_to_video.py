@@ -94,7 +94,8 @@ class TextToVideo:
             return
         embeddings = self._embed()
         net = self._load("dit", lambda: build_dit(self.config.model.dit, self.runtime, self.team.mesh,
-                                                  adapter=self.config.adapter))
+                                                  adapter=self.config.adapter,
+                                                  switch_dtype=self.config.parallel_config.switch_dtype))
         if (quantised := describe(self.config.model.dit, self.runtime)) and self.team.is_leader:
             print(quantised, flush=True)
         velocity = self.runtime.compile(net)

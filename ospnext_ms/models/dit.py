@@ -92,7 +92,7 @@ class OSPNextDiT(nn.Cell):
         dtype: compute dtype of linears and attention (fp32; bf16 on Ascend). Norms, modulation, RoPE, the timestep
             path and the head are fp32 always.
         param_dtype: storage dtype of the linears' weights, default `dtype`.
-        residual_dtype: dtype of the residual stream, default `dtype`.
+        residual_dtype: dtype of the residual stream, default fp32, as in the original.
         linear: factory (in_channels, out_channels) -> Cell of the blocks' linear layers, default Linear.
         sequence: what owns the order of the tokens, default PackedSequence (the whole video on this device).
         attention: Cell with the contract of kernels.attention.Attention, default the best one of this device.
@@ -119,7 +119,7 @@ class OSPNextDiT(nn.Cell):
         sequence = sequence or PackedSequence(config.sparse_ratio)
         dim = config.dim
         self.config = config
-        self.residual_dtype = residual_dtype or dtype
+        self.residual_dtype = residual_dtype or ms.float32
         self.sequence = sequence
         self.patch_embedding = PatchEmbedding(config.in_channels, dim, config.patch_size, dtype, param_dtype)
         self.text_embedding = nn.SequentialCell(plain(config.text_dim, dim), GELU(), plain(dim, dim))

@@ -33,16 +33,18 @@ class ParallelSequence(nn.Cell):
     own tokens: they have to be summed over the ranks of the video (see parallel.gradients).
 
     Args:
-        sparse_ratio: P. num_heads: H, divisible by S*U. mesh: parallel.mesh.Mesh.
+        sparse_ratio: P. num_heads: H, divisible by S*U. mesh: parallel.mesh.Mesh. switch_dtype: dtype of what a switch
+            sends, None for that of its input; its output has that of its input.
 
     Raises:
         ValueError: the heads cannot be shared by the ranks of the video.
     """
 
-    def __init__(self, sparse_ratio, num_heads, mesh):
+    def __init__(self, sparse_ratio, num_heads, mesh, switch_dtype=None):
         super().__init__()
         if num_heads % mesh.video_group.size:
             raise ValueError(f"{num_heads} heads cannot be shared by {mesh.video_group.size} ranks")
+        self.switch_dtype = switch_dtype
         self.degrees = (sparse_ratio, mesh.skiparse, mesh.ulysses)
         self.s, self.u = mesh.s, mesh.u
         self.skiparse, self.ulysses = mesh.skiparse, mesh.ulysses
@@ -64,8 +66,10 @@ class ParallelSequence(nn.Cell):
         if self.skiparse == 1:
             return self.permute_tokens(x_BnC, *unpack)
         batch, _, width = x_BnC.shape
+        dtype = x_BnC.dtype
+        x_BnC = x_BnC.astype(self.switch_dtype or dtype)
         rows = self.switch_exchange(_rows_first(x_BnC).reshape(-1, batch * width), counts, "switch")
-        return _batch_first(self.permute_rows(rows, *unpack).reshape(-1, batch, width))
+        return _batch_first(self.permute_rows(rows, *unpack).reshape(-1, batch, width)).astype(dtype)
 
     def leave(self, x_BnC, grid, pattern):
         """Own tokens -> whole video in natural order, on every rank."""

@@ -37,7 +37,7 @@ def _rank_bytes(plan, rows, workload, s, u):
     for pattern in dit.block_patterns:
         if pattern not in ("full", order):
             moved = sum(send if pattern == "group" else receive) - send[s]
-            total["switch"] += moved * width * workload.residual
+            total["switch"] += moved * width * workload.switched
             order = pattern
         if pattern == "full":
             total["full"] += _ulysses(rows[order, s, u], plan.num_tokens, workload.degree, workload)
@@ -61,7 +61,7 @@ def closed_form(workload):
     tokens = workload.grid[0] * workload.grid[1] * workload.grid[2]
     shard = tokens / degree * workload.dit.dim
     skiparse, ulysses = parallel.skiparse_parallel, parallel.ulysses_parallel
-    return {"switch": (skiparse - 1) / skiparse * shard * workload.residual,
+    return {"switch": (skiparse - 1) / skiparse * shard * workload.switched,
             "sparse": 4 * (ulysses - 1) / ulysses * shard * workload.compute,
             "full": 4 * (degree - 1) / degree * shard * workload.compute}
 

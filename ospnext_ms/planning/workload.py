@@ -19,7 +19,7 @@ from ospnext_ms.parallel.degrees import check_generation, check_parallel
 RUN_MODES = {"generate": GenerateConfig, "train": TrainConfig, "finetune": TrainConfig, "post_train": PostTrainConfig}
 # 720P, 5 seconds: what OSP-Next is made for (arXiv 2605.28691).
 DEFAULT_VIDEO = (720, 1280, 81)
-BYTES = {"fp32": 4, "bf16": 2}
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,12 @@ class Workload:
         frames, height, width = latent_size(*self.video)
         patch = self.dit.patch_size
         return (frames, height // patch[1], width // patch[2])
+
+    @property
+    def switched(self):
+        """Bytes of a value in what a switch between token and group blocks sends."""
+        dtype = self.parallel.switch_dtype
+        return BYTES[dtype] if dtype else self.residual
 
     @property
     def degree(self):
@@ -110,7 +116,8 @@ def _parallel(config, devices):
     check = check_generation if config.run_mode == "generate" else check_parallel
     check(section, dit, devices)
     return ParallelSection(data_parallel=devices // degree, skiparse_parallel=section.skiparse_parallel,
-                           ulysses_parallel=section.ulysses_parallel, parameter_shard=section.parameter_shard)
+                           ulysses_parallel=section.ulysses_parallel, parameter_shard=section.parameter_shard,
+                           switch_dtype=section.switch_dtype)
 
 
 def _groups_per_video(section):
@@ -138,7 +145,7 @@ def _training(config, parallel, video, note):
     return Workload(
         run_mode=config.run_mode, dit=dit, text_encoder=None, video=video, notes=notes + note + _quant_notes(dit),
         batch=runner.batch_size, batches=runner.gradient_accumulation_steps, forwards=1, compute=BYTES[dtype],
-        residual=BYTES[dit.residual_dtype or dtype], stored=4, flash=flash, trained="all", lora=None,
+        residual=BYTES[dit.residual_dtype], stored=4, flash=flash, trained="all", lora=None,
         parallel=parallel, ema=True, recompute=config.recompute_config.recompute, peak_tflops=runner.peak_tflops)
 
 
@@ -171,7 +178,7 @@ def _generation(config, parallel, video):
     return Workload(
         run_mode=config.run_mode, dit=config.model.dit, text_encoder=config.model.text_encoder, video=video or size,
         notes=notes + _quant_notes(config.model.dit), batch=config.sampling.batch_size, batches=config.sampling.steps,
-        forwards=(1 if config.sampling.guidance == 1 else 2) // groups, compute=BYTES[dtype], residual=BYTES[dtype],
+        forwards=(1 if config.sampling.guidance == 1 else 2) // groups, compute=BYTES[dtype], residual=BYTES["fp32"],
         stored=BYTES[dtype], flash=flash, trained=None, lora=None, parallel=parallel, ema=False, recompute=False,
         peak_tflops=None, groups_per_video=groups)
 
@@ -186,5 +193,5 @@ def _post_training(config, parallel, video):
         run_mode=config.run_mode, dit=dit, text_encoder=config.model.text_encoder, video=video or size,
         notes=notes + _quant_notes(dit), batch=config.policy.micro_batch_size, batches=batches,
         forwards=1 if config.sampling.guidance == 1 else 2, compute=BYTES[dtype],
-        residual=BYTES[dit.residual_dtype or dtype], stored=BYTES[dtype], flash=flash, trained="lora",
+        residual=BYTES[dit.residual_dtype], stored=BYTES[dtype], flash=flash, trained="lora",
         lora=config.lora, parallel=parallel, ema=True, recompute=config.recompute_config.recompute, peak_tflops=None)

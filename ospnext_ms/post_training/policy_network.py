@@ -17,7 +17,9 @@ class Policy:
     def __init__(self, config, runtime, mesh):
         section = config.model.dit
         built = assemble_dit(section, runtime, mesh, open_weights(section.checkpoint), section.checkpoint,
-                             residual_dtype=section.residual_dtype, lora=config.lora, adapter=config.lora.checkpoint,
+                             residual_dtype=section.residual_dtype,
+                             switch_dtype=config.parallel_config.switch_dtype, lora=config.lora,
+                             adapter=config.lora.checkpoint,
                              seed=config.seed, training=True, recompute=config.recompute_config.recompute)
         self.adapters, self.sharded = built.adapters, built.sharded
         guided = GuidedVelocity(built.net, config.sampling.guidance)

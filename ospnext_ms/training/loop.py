@@ -172,7 +172,8 @@ class Trainer:
         # Equal on all processes, whatever part of the weights each will hold.
         ms.set_seed(config.seed)
         built = assemble_dit(config.model.dit, self.runtime, self.mesh, tensors, path, param_dtype=ms.float32,
-                             residual_dtype=config.model.dit.residual_dtype, training=True,
+                             residual_dtype=config.model.dit.residual_dtype,
+                             switch_dtype=config.parallel_config.switch_dtype, training=True,
                              recompute=config.recompute_config.recompute)
         net, self.sharded = built.net, built.sharded
         parameters = dict(net.parameters_and_names())

@@ -165,7 +165,7 @@ class Chain(nn.Cell):
 
 
 def compare_exchanges(degrees, grid):
-    """Compiled exchanges and their gradients against one process; relative errors."""
+    """Compiled exchanges and their gradients against one process, and with a switch in fp16; relative errors."""
     skiparse, ulysses = map(int, degrees.split("x"))
     mesh = make_mesh(ParallelSection(skiparse_parallel=skiparse, ulysses_parallel=ulysses))
     rng = np.random.default_rng(3)
@@ -175,8 +175,11 @@ def compare_exchanges(degrees, grid):
     gradient = AllReduceSum(mesh.world_group)(gradient)
     (_, expected_out), expected = ms.value_and_grad(Chain(PackedSequence(CONFIG.sparse_ratio), grid), 0, None,
                                                     has_aux=True)(x, weight)
+    rounding = Chain(ParallelSequence(CONFIG.sparse_ratio, CONFIG.num_heads, mesh, ms.float16), grid)
+    rounded_out = rounding(x, weight)[1]
     return {"forward": relative_error(out.asnumpy(), expected_out.asnumpy()),
-            "gradient": relative_error(gradient.asnumpy(), expected.asnumpy())}
+            "gradient": relative_error(gradient.asnumpy(), expected.asnumpy()),
+            "switch in fp16": relative_error(rounded_out.asnumpy(), expected_out.asnumpy())}
 
 
 def compare_latents(folder, degrees, split):

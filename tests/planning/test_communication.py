@@ -24,6 +24,16 @@ def test_the_closed_form_where_shards_are_even(skiparse, ulysses):
     assert most["sparse"] == pytest.approx(4 * closed["sparse"])
 
 
+@pytest.mark.parametrize(("switch_dtype", "share"), [(None, 1), ("bf16", 0.5), ("fp16", 0.5)])
+def test_a_switch_may_send_less_than_the_stream(switch_dtype, share):
+    parallel = ParallelSection(data_parallel=1, skiparse_parallel=4, switch_dtype=switch_dtype)
+    plain = workload(OSP_NEXT_14B, (768, 1344, 81), 4, 1, compute=2, residual=4)
+    plan = workload(OSP_NEXT_14B, (768, 1344, 81), 4, 1, compute=2, residual=4, parallel=parallel)
+    for count in (communication.closed_form, lambda each: communication.video_bytes(each)[0]):
+        assert count(plan)["switch"] == share * count(plain)["switch"]
+        assert count(plan)["full"] == count(plain)["full"]
+
+
 def test_a_switch_is_a_quarter_of_ulysses_exchanges_of_a_block():
     closed = communication.closed_form(workload(OSP_NEXT_14B, (768, 1344, 81), 4, 1, compute=2, residual=2))
     assert closed["switch"] == pytest.approx(closed["full"] / 4)

@@ -90,7 +90,7 @@ def forward(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, **shape):
 
 
 @case
-def gradient(grid=SMALL_GRID, degrees=(1, 1, 1), recompute=True, residual_dtype=None, **shape):
+def gradient(grid=SMALL_GRID, degrees=(1, 1, 1), recompute=True, residual_dtype="fp32", **shape):
     """Loss and gradient of a training step."""
     from ospnext_ms.training.loss import VelocityLoss
 

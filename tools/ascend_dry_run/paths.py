@@ -66,7 +66,7 @@ def from_config(path, overrides, layers, full, world):
         parallel.skiparse_parallel, parallel.ulysses_parallel, parallel.parameter_shard], **shape}
     if work.trained is None:
         return {"forward": Job("forward", options, world)}, work
-    options |= {"recompute": work.recompute, "residual_dtype": "fp32" if work.residual == 4 else None}
+    options |= {"recompute": work.recompute, "residual_dtype": "fp32" if work.residual == 4 else "bf16"}
     if work.trained == "lora":
         return {"policy": Job("policy", options | {"rank": work.lora.rank}, world)}, work
     return {"step": Job("step", options | {"batches": min(work.batches, 2)}, world)}, work
