@@ -95,6 +95,12 @@ TESTED = {
         "tests/tools/torch_reference/gpu/test_benchmark.py::test_tiny_run_writes_what_it_measured",
     "python -m tools.torch_reference.gpu.benchmark --plot *":
         "tests/tools/torch_reference/gpu/test_benchmark.py::test_plot_draws_every_file",
+    "python -m tools.torch_reference.gpu.precision network":
+        "tests/tools/torch_reference/gpu/test_precision.py::test_network_errors_grow_with_what_is_rounded",
+    "python -m tools.torch_reference.gpu.precision attention":
+        "tests/tools/torch_reference/gpu/test_precision.py::test_attention_errors_are_those_of_the_recipes",
+    "python -m tools.experiments.eight_bit_quality *":
+        "tests/tools/experiments/test_eight_bit_quality.py::test_report_compares_every_mode_with_bf16",
     "python -m tools.torch_reference.gpu.parity *":
         "tests/tools/torch_reference/gpu/test_parity.py::test_torch_is_mindspore_and_a_changed_file_is_not",
     "python -m tools.tiny_family.train --stage *":

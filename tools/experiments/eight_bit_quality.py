@@ -101,15 +101,15 @@ def evaluate(arguments):
     noise = np.stack([noise_of(arguments.seed, i) for i in range(arguments.samples)])
     report = {"samples": arguments.samples, "seed": arguments.seed, "modes": {}}
     scores, latents = {}, {}
-    for mode in modes():
+    for mode in arguments.modes:
         began = time.perf_counter()
         latents[mode] = latents_of(recipe, arguments, mode)
         dit = build(recipe, arguments.weights, arguments.device, mode, recipe.sampling)
         clips = torch_clips(recipe, arguments.weights, "sparse", texts, noise, recipe.sampling, arguments.device, dit)
         scores[mode] = score(judge_all(clips), prompts)
         entry = {name: accuracy(right) for name, right in zip(PROPERTIES, scores[mode], strict=True)}
-        if mode != "fp32":
-            against = "fp32" if mode == "bf16" else "bf16"
+        against = "fp32" if mode == "bf16" else "bf16"
+        if mode != against and against in scores:
             entry["against"], entry["latent_error"] = against, relative_error(latents[mode], latents[against])
             entry["difference"] = {name: paired_difference(scores[mode][i], scores[against][i])
                                    for i, name in enumerate(PROPERTIES)}
@@ -135,6 +135,8 @@ def parse_arguments(argv=None):
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1000, metavar="N", help="videos of each mode")
+    parser.add_argument("--modes", nargs="+", choices=modes(), default=list(modes()), metavar="MODE",
+                        help="of: " + "; ".join(modes()))
     parser.add_argument("--weights", type=Path, default=FOLDER / "weights")
     parser.add_argument("--config", type=Path, default=FOLDER / "train.yaml")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

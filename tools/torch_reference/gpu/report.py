@@ -99,7 +99,7 @@ def _cell(value, form):
 
 def _bar_label(row, gpus):
     """Mode and, in a run on several GPUs, how many and which layout; the faster exchange of Ulysses gets the bar."""
-    mode = row["mode"].replace("-", "\n", 1)
+    mode = row["mode"].replace("-", "\n")
     if gpus == 1:
         return mode
     return f"{mode}\n1 GPU" if row["gpus"] == 1 else f"{mode}\n{row['gpus']} GPUs\n{layout_of(row).split()[0]}"
@@ -118,7 +118,7 @@ def plot(folder, target):
     paths = sorted(Path(folder).glob("*_forward_*.json"))
     if not paths:
         raise FileNotFoundError(f"no *_forward_*.json in {folder}")
-    figure, axes = plt.subplots(1, len(paths), figsize=(4 * len(paths), 4), squeeze=False)
+    figure, axes = plt.subplots(1, len(paths), figsize=(5 * len(paths), 4.5), squeeze=False)
     for axis, path in zip(axes[0], paths, strict=True):
         result = json.loads(path.read_text())
         rows = {}
@@ -133,7 +133,8 @@ def plot(folder, target):
         axis.tick_params(axis="x", labelsize=7)
         for position, row in enumerate(rows.values()):
             if "speed_up" in row:
-                axis.annotate(f"{row['speed_up']:.2f}x", (position, row["median"]), ha="center", va="bottom")
+                axis.annotate(f"{row['speed_up']:.2f}x", (position, row["median"]), ha="center", va="bottom",
+                              fontsize=8)
         figures = [row["paper"] for row in rows.values() if row.get("paper") and row["gpus"] == result["gpus"]]
         paper = f", paper {figures[0]:.2f}x" if figures else ""
         axis.set_title(f"{result['setting']}{paper}")
