@@ -98,13 +98,13 @@ def test_without_tensors_weights_begin_at_random_by_the_seed(model):
     assert nets[0].training
 
 
-@pytest.mark.parametrize("residual_dtype", [None, "bf16"])
+@pytest.mark.parametrize("residual_dtype", ["fp32", "bf16"])
 def test_dtypes_of_weights_and_of_the_residual_stream(model, residual_dtype):
     net = assemble_dit(model.dit, Runtime("Ascend", ms.float16, False), param_dtype=ms.float32,
                        residual_dtype=residual_dtype).net
     assert net.blocks[0].ffn[0].weight.dtype == ms.float32
     assert net.blocks[0].ffn[0].dtype == ms.float16
-    assert net.residual_dtype == (ms.bfloat16 if residual_dtype else ms.float16)
+    assert net.residual_dtype == {"fp32": ms.float32, "bf16": ms.bfloat16}[residual_dtype]
 
 
 def test_a_checkpoint_that_does_not_fit_or_is_not_there(model):

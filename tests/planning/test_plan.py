@@ -72,7 +72,7 @@ def test_what_is_printed(capsys):
     out = capsys.readouterr().out
     for text in ("grid 21x45x80 = 75,600 tokens", "parameters of the transformer: 14,288,491,584", "optimiser",
                  "64 GB a device: fits", "128 GB a device: fits", "1.76x fewer operations",
-                 "31 switches, formula 2.25 GB", "prepare_data/720p.yaml",
+                 "31 switches, formula 4.50 GB", "prepare_data/720p.yaml",
                  "memory of a device without recompute"):
         assert text in out
     assert main(["plan", "--config", TRAIN_14B, *ONE_DEVICE]) == 0

@@ -105,7 +105,7 @@ def gradient(grid=SMALL_GRID, degrees=(1, 1, 1), recompute=True, residual_dtype=
 
 
 @case
-def step(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, batches=1, recompute=True, residual_dtype=None, **shape):
+def step(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, batches=1, recompute=True, residual_dtype="fp32", **shape):
     """A whole training step: gradients, norms, sums over the processes, update of weights, moments and averages."""
     from ospnext_ms.training.ema import Ema
     from ospnext_ms.training.loss import VelocityLoss
@@ -156,7 +156,7 @@ def vae(dim=32, height=8, width=8, frames=3, parts=("decode", "encode")):
 
 
 @case
-def policy(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, rank=8, recompute=False, residual_dtype=None, **shape):
+def policy(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, rank=8, recompute=False, residual_dtype="fp32", **shape):
     """Scoring and gradient of post-training, adapters on a frozen network, and a stochastic step."""
     from ospnext_ms.diffusion.sampler import sde_step
     from ospnext_ms.post_training.policy import GuidedVelocity, PolicyLoss, StepLogProb
