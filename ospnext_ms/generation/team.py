@@ -41,7 +41,7 @@ class Team:
         return self.mesh.is_leader and self.guidance_group.index == 0
 
     def decodes(self, tiled):
-        """True where this process decodes videos: with tiles all that share the leader's part, else the leader."""
+        """True where this process decodes videos: with tiles all of the leader's branch, else the leader."""
         return self.guidance_group.index == 0 if tiled else self.is_leader
 
     def velocities(self):
