@@ -35,7 +35,7 @@ MAY_CHANGE = frozenset((
     "recompute_config", "callbacks", "prompt_file", "rollout.batch_size", "lora.checkpoint", "video.crf",
     "model.dit.checkpoint", "model.dit.quant_config.backend", "model.vae.checkpoint", "model.text_encoder.checkpoint",
     "model.text_encoder.tokenizer", "rewards.python", "rewards.timeout_seconds", "rewards.start_timeout_seconds",
-    "rewards.retries",
+    "rewards.retries", "policy.equal_rewards_limit",
 ))
 
 
@@ -118,7 +118,8 @@ class PolicySection:
     Ratios are clipped to 1 +- `clip`, advantages to +- `advantage_limit`. `kl_weight` weighs the KL divergence to the
     frozen network; with `measure_kl` it is computed even at weight 0. Every iteration's videos are gone through
     `inner_epochs` times, each time in `minibatches` optimiser steps; `micro_batch_size` (video, step) pairs go through
-    the network at once.
+    the network at once. So many iterations in a row in which no two videos of a group have different rewards end the
+    run: `equal_rewards_limit` (null: none do).
     """
 
     clip: float
@@ -128,12 +129,13 @@ class PolicySection:
     inner_epochs: int = 1
     minibatches: int = 1
     micro_batch_size: int
+    equal_rewards_limit: int | None = 10
 
     def __post_init__(self):
         require(0 < self.clip < 1, f"clip is {self.clip}; it must be between 0 and 1")
         require_above_0(self, "advantage_limit")
         require_at_least(self, 0, "kl_weight")
-        require_at_least(self, 1, "inner_epochs", "minibatches", "micro_batch_size")
+        require_at_least(self, 1, "inner_epochs", "minibatches", "micro_batch_size", "equal_rewards_limit")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,3 +50,36 @@ def group_advantages(rewards, groups, limit):
         values[members] = np.clip((own - own.mean()) / (own.std() + SPREAD_FLOOR), -limit, limit)
         used[members] = True
     return Advantages(values.astype(np.float32), used, len(numbers), zero_spread, incomplete)
+
+
+class Lessons:
+    """Notices iterations that teach nothing because no group has two videos with different rewards.
+
+    Args:
+        limit: how many of them in a row end the run, None for never.
+    """
+
+    def __init__(self, limit):
+        self.limit = limit
+        self._in_a_row = 0
+
+    def __call__(self, iteration, figures):
+        """A warning, or None where something was learned.
+
+        Args:
+            iteration: counted from 1. figures: of the iteration, see figures.py.
+
+        Raises:
+            ValueError: the limit is reached.
+        """
+        if figures["updates"]:
+            self._in_a_row = 0
+            return None
+        self._in_a_row += 1
+        text = (f"iteration {iteration}: nothing is learned, as all videos of a group have the same reward "
+                f"({figures['zero_spread_share']:.0%} of the groups) or none ({figures['incomplete_groups']} groups); "
+                f"{self._in_a_row} such iterations in a row")
+        if self.limit is None or self._in_a_row < self.limit:
+            return text
+        raise ValueError(f"{text}, which policy.equal_rewards_limit does not allow: take rewards that tell the videos "
+                         "apart, or a larger group or noise")

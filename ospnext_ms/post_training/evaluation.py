@@ -73,15 +73,11 @@ class Evaluation:
 
     def _report(self, iteration, scores, latents, monitor):
         folder = self.folder / f"{iteration:06d}"
-        valid = scores.total[~np.isnan(scores.total)]
-        if len(valid) < 2:
-            raise ValueError(f"only {len(valid)} of {len(scores.total)} held-out videos have a reward: "
-                             + "; ".join(scores.messages[:1]))
-        figures = {"eval/reward": float(valid.mean()),
-                   "eval/standard_error": float(valid.std(ddof=1) / np.sqrt(len(valid))),
-                   **{f"eval/{name}": float(np.nanmean(values)) for name, values in scores.parts.items()}}
-        record = {"iteration": iteration, "prompts": self.prompts, "total": scores.total.tolist(),
-                  "parts": {name: values.tolist() for name, values in scores.parts.items()}}
+        figures = _mean_and_error(scores)
+        if figures["eval/reward"] is None:
+            monitor.say(f"no held-out video has a reward: {'; '.join(scores.messages[:1])}")
+        record = {"iteration": iteration, "prompts": self.prompts, "total": _plain(scores.total),
+                  "parts": {name: _plain(values) for name, values in scores.parts.items()}}
         with atomic_path(folder / "scores.json") as path:
             path.write_text(json.dumps(record) + "\n", encoding="utf-8")
         self._write_videos(folder, latents)
@@ -89,8 +85,9 @@ class Evaluation:
         if iteration and first.is_file():
             figures |= compare(json.loads(first.read_text(encoding="utf-8")), record)
         monitor.record(iteration, figures)
-        monitor.say(f"iteration {iteration}: held-out reward {figures['eval/reward']:.4f} "
-                    f"+- {figures['eval/standard_error']:.4f}")
+        mean, error = figures["eval/reward"], figures["eval/standard_error"]
+        monitor.say(f"iteration {iteration}: held-out reward {'unknown' if mean is None else f'{mean:.4f}'}"
+                    + ("" if error is None else f" +- {error:.4f}"))
         if "eval/rise" in figures:
             monitor.say(f"rise since the beginning {figures['eval/rise']:+.4f} +- {figures['eval/rise_error']:.4f} "
                         f"({figures['eval/rise'] / max(figures['eval/rise_error'], 1e-12):.1f} standard errors, "
@@ -104,6 +101,23 @@ class Evaluation:
         if clips:
             sheet = contact_sheet(clips, self.prompts[:shown], SHEET_COLUMNS)
             write_png(folder / "contact_sheet.png", sheet)
+
+
+def _mean_and_error(scores):
+    """Figures of the videos that have a reward, None where too few have one."""
+    valid = scores.total[~np.isnan(scores.total)]
+    figures = {"eval/reward": float(valid.mean()) if len(valid) else None,
+               "eval/standard_error": float(valid.std(ddof=1) / np.sqrt(len(valid))) if len(valid) > 1 else None,
+               "eval/without_a_reward": len(scores.total) - len(valid)}
+    for name, values in scores.parts.items():
+        known = values[~np.isnan(values)]
+        figures[f"eval/{name}"] = float(known.mean()) if len(known) else None
+    return figures
+
+
+def _plain(values):
+    """Numbers for JSON, which has no NaN: None stands for it."""
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def compare(before, after):

@@ -11,11 +11,12 @@ def update_figures(scores, advantages, updates, with_kl):
     `ratio_deviation_after` that of the last one (null with a single step). `kl` is null where it is not computed.
     """
     total = scores.total[~np.isnan(scores.total)]
-    within = [np.nanmean(values) if (~np.isnan(values)).any() else float("nan") for values in scores.parts.values()]
+    # None where no video has the part: JSON has no NaN.
+    within = [float(np.nanmean(values)) if (~np.isnan(values)).any() else None for values in scores.parts.values()]
     figures = {
         "reward_mean": float(total.mean()) if len(total) else None,
         "reward_std": float(total.std()) if len(total) else None,
-        **{f"reward/{name}": float(mean) for name, mean in zip(scores.parts, within, strict=True)},
+        **{f"reward/{name}": mean for name, mean in zip(scores.parts, within, strict=True)},
         **{f"failed/{name}": count for name, count in scores.failed.items()},
         "zero_spread_share": advantages.zero_spread / advantages.groups,
         "incomplete_groups": advantages.incomplete,

@@ -14,7 +14,7 @@ from ospnext_ms.data.text import pad_text
 from ospnext_ms.diffusion.windows import window_start
 from ospnext_ms.generation.coders import FrameDecoder, TextEncoder
 from ospnext_ms.generation.prompts import read_prompts
-from ospnext_ms.post_training.advantages import group_advantages
+from ospnext_ms.post_training.advantages import Lessons, group_advantages
 from ospnext_ms.post_training.evaluation import Evaluation
 from ospnext_ms.post_training.figures import update_figures
 from ospnext_ms.post_training.judging import Judge
@@ -73,6 +73,7 @@ class PolicyTrainer:
         self.learner = Learner(config, parameters, self.policy.loss, config.runner_config.iterations, runtime, mesh,
                                self.policy.sharded)
         self.evaluation = Evaluation(config, held_out, mesh, self.rollout, self.texts, self.judge, decoder)
+        self.lessons = Lessons(config.policy.equal_rewards_limit)
         self.iterations_done = self.updates_done = 0
         if resumed:
             self._resume(resumed)
@@ -94,13 +95,19 @@ class PolicyTrainer:
                 done = self.iterations_done
                 if monitor:
                     monitor.step(done, figures, clock.seconds_left)
+                warning = self.lessons(done, figures)
+                if warning and monitor:
+                    monitor.say(warning)
                 if done % config.callbacks.save_checkpoint_steps == 0 or done == total:
                     self.save()
-                if done == total or (config.evaluation.every and done % config.evaluation.every == 0):
+                if done < total and config.evaluation.every and done % config.evaluation.every == 0:
                     self.evaluation(done, self.learner.ema, monitor)
                     clock.skip()
             self.store.wait()
-            return [*self._write_adapters(), monitor.close()] if monitor else []
+            # Before the last evaluation: what was learned is not lost where that fails.
+            paths = self._write_adapters() if monitor else []
+            self.evaluation(total, self.learner.ema, monitor)
+            return [*paths, monitor.close()] if monitor else []
         finally:
             self.reward.close()
 

@@ -60,7 +60,7 @@ def draw_rewards(records, folder, note=""):
     steps, means = _series(records, "reward_mean")
     reward.plot(steps, means, color="tab:gray", linewidth=1, label="training prompts, SDE window")
     steps, means = _series(records, "eval/reward")
-    errors = _series(records, "eval/standard_error")[1]
+    errors = [record.get("eval/standard_error") or 0.0 for record in records if record.get("eval/reward") is not None]
     reward.errorbar(steps, means, errors, fmt="o-", color="tab:red", capsize=3, label="held-out prompts, ODE, EMA")
     reward.set(ylabel="reward", title=note)
     reward.legend()

@@ -18,7 +18,10 @@ class Brightness:
 
 
 class Faulty:
-    """Brightness that goes wrong: `how` is raise, hang, crash, nan, short or constant; `times` (a file counts)."""
+    """Brightness that goes wrong: `how` is raise, hang, crash, nan, short, constant or list; `times` (a file counts).
+
+    fork: a child process lives on while it hangs; orphan: while it crashes; daemon: in a session of its own.
+    """
 
     def __init__(self, how, counter=None, times=None):
         self.how, self.times = how, times
@@ -33,9 +36,11 @@ class Faulty:
             self.counter.write_text("x" * (done + 1))
         if self.how == "raise":
             raise ZeroDivisionError("the reward's own mistake")
-        if self.how == "hang":
+        if self.how in ("fork", "orphan", "daemon"):
+            self._leave_a_child()
+        if self.how in ("hang", "fork"):
             time.sleep(600)
-        if self.how == "crash":
+        if self.how in ("crash", "orphan", "daemon"):
             os.abort()
         if self.how == "nan":
             scores[0] = np.nan
@@ -43,7 +48,19 @@ class Faulty:
             scores = scores[:-1]
         if self.how == "constant":
             scores = np.full(len(frames), 0.5)
+        if self.how == "list":
+            return list(scores)
         return scores, parts
+
+    def _leave_a_child(self):
+        child = os.fork()
+        if child:
+            self.counter.with_suffix(".pid").write_text(str(child))
+            return
+        if self.how == "daemon":
+            os.setsid()
+        time.sleep(600 if self.how != "daemon" else 20)
+        os._exit(0)
 
 
 class Unmakeable:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ospnext_ms.post_training.advantages import group_advantages
+from ospnext_ms.post_training.advantages import Lessons, group_advantages
 
 
 def test_advantages_against_the_formula():
@@ -31,3 +31,17 @@ def test_zero_spread_and_missing_rewards_are_dropped_and_counted():
 def test_an_infinite_reward_is_an_error():
     with pytest.raises(ValueError, match="video 1 is infinite"):
         group_advantages([0.0, np.inf], [0, 0], 5.0)
+
+
+def test_iterations_that_teach_nothing_are_told_and_end_the_run():
+    nothing = {"updates": 0, "zero_spread_share": 0.75, "incomplete_groups": 1}
+    lessons = Lessons(limit=3)
+    assert lessons(1, nothing).startswith("iteration 1: nothing is learned")
+    assert "75% of the groups) or none (1 groups); 2 such iterations in a row" in lessons(2, nothing)
+    assert lessons(3, nothing | {"updates": 2}) is None
+    assert lessons(4, nothing)
+    assert lessons(5, nothing)
+    with pytest.raises(ValueError, match=r"3 such iterations in a row, which policy\.equal_rewards_limit"):
+        lessons(6, nothing)
+    forgiving = Lessons(limit=None)
+    assert all(forgiving(i, nothing) for i in range(50))

@@ -1,11 +1,13 @@
 """What an iteration's figures say."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ospnext_ms.post_training.figures import update_figures
+from ospnext_ms.post_training.rewards.combined import Scores
 from ospnext_ms.reporting.curves import draw_rewards
 
 
@@ -31,4 +33,14 @@ def test_figures_of_an_iteration():
 def test_a_kl_that_is_not_computed_is_not_said_to_be_0(tmp_path):
     assert figures(False)["kl"] is None
     records = [{"step": step, **figures(False)} for step in (1, 2)]
+    assert draw_rewards(records, tmp_path).stat().st_size > 5000
+
+
+def test_what_no_video_has_is_no_number(tmp_path):
+    scores = Scores(np.array([np.nan, np.nan]), {"a": np.array([np.nan, np.nan])}, {"a": 2}, ("it failed",))
+    found = update_figures(scores, SimpleNamespace(zero_spread=0, groups=1, incomplete=1), [], False)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["reward/a"] is None
+    records = [{"step": 1, "eval/reward": None, "eval/standard_error": None, **found},
+               {"step": 2, "eval/reward": 0.5, "eval/standard_error": None, **found}]
     assert draw_rewards(records, tmp_path).stat().st_size > 5000

@@ -1,7 +1,11 @@
 """Rewards: what the built-in ones measure, and what happens when one goes wrong in its process."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from ospnext_ms.config.post_train import RewardSection
 from ospnext_ms.post_training.rewards.builtin import Exposure, MotionSmoothness, Sharpness
 from ospnext_ms.post_training.rewards.combined import CombinedReward, Scores
 from ospnext_ms.post_training.rewards.process import RewardError, RewardProcess
+from tests.support.paths import ROOT
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, 5, 8, 8, 3), dtype=np.uint8)
 PROMPTS = ["a", "b", "c"]
@@ -96,6 +101,7 @@ def test_scores_come_from_another_process():
     ("raise", "it raised.*ZeroDivisionError: the reward's own mistake"),
     ("crash", "ended with signal SIGABRT"),
     ("short", "2 scores for 3 videos"),
+    ("list", r"TypeError: it returned a list of 3; a scorer returns \(scores, parts\)"),
 ])
 def test_faults_are_named(how, message):
     with pytest.raises(RewardError, match=rf"(?s)reward test \({SCORERS}:Faulty\) failed: .*{message}"):
@@ -110,6 +116,50 @@ def test_a_hanging_reward_is_killed():
         ask(process)
     assert time.monotonic() - began < 15
     assert child.poll() == -9
+
+
+def is_alive(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def have_ended(*pids):
+    """Whether processes are gone, within ten seconds."""
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not any(map(is_alive, pids))
+
+
+@pytest.mark.parametrize(("how", "message"), [
+    ("fork", "no answer within 2 s, its process was killed"), ("orphan", "ended with signal SIGABRT"),
+    ("daemon", "ended with signal SIGABRT"),
+])
+def test_children_of_a_reward_keep_nobody_waiting(tmp_path, how, message):
+    """A forked child holds the socket open, so that the death of the reward's process is no end of file."""
+    process = faulty(how, timeout=2.0, counter=str(tmp_path / "count"))
+    began = time.monotonic()
+    with pytest.raises(RewardError, match=message):
+        ask(process)
+    assert time.monotonic() - began < 15
+    child = int((tmp_path / "count.pid").read_text())
+    if how == "daemon":
+        os.kill(child, signal.SIGKILL)
+    assert have_ended(child)
+
+
+def test_a_reward_ends_with_a_trainer_that_is_killed(tmp_path):
+    code = (f"from ospnext_ms.post_training.rewards.process import RewardProcess\nimport os, signal\n"
+            f"p = RewardProcess('x', '{SCORERS}:Faulty', {{'how': 'fork', 'counter': {str(tmp_path / 'n')!r}}})\n"
+            "import numpy as np\np.submit(np.zeros((1, 1, 8, 8, 3), np.uint8), ['a'])\n"
+            f"import time, pathlib\nwhile not pathlib.Path({str(tmp_path / 'n.pid')!r}).exists(): time.sleep(0.05)\n"
+            "print(p._process.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    pids = [int(done.stdout), int((tmp_path / "n.pid").read_text())]
+    assert have_ended(*pids)
 
 
 def test_it_is_tried_again_in_a_new_process(tmp_path):

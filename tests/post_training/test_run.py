@@ -103,6 +103,20 @@ def test_two_processes_agree_with_one(undisturbed, model, tmp_path):
             assert abs(a - b).max() < 2e-3, name
 
 
+@pytest.mark.slow
+def test_a_batch_that_a_reward_drops_costs_no_adapter(model, tmp_path):
+    """The first evaluation lacks the parts of one video; the last one is compared with it."""
+    rewards = [{"name": "bad", "callable": "tests.post_training.scorers:Faulty", "weight": 1.0, "on_failure": "drop",
+                "retries": 0, "arguments": {"how": "raise", "counter": str(tmp_path / "count"), "times": 1}}]
+    values = runs.settings(model, tmp_path / "out", rewards=rewards, runner_config={"iterations": 1},
+                           rollout={"batch_size": 1})
+    status, _, output = run(write_config(tmp_path / "run.yaml", values))
+    assert status == 0, output
+    assert (tmp_path / "out" / "adapter_ema" / "adapter_config.json").is_file()
+    evaluations = [record for record in figures(tmp_path / "out") if "eval/reward" in record]
+    assert [record["eval/without_a_reward"] for record in evaluations] == [1, 0]
+
+
 def test_a_failing_reward_ends_the_run_with_its_name(model, tmp_path):
     rewards = [{"name": "bad", "callable": "tests.post_training.scorers:Unmakeable", "weight": 1.0, "arguments": {}}]
     values = runs.settings(model, tmp_path / "out", rewards=rewards)

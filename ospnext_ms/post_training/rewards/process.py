@@ -1,5 +1,10 @@
-"""A reward in a process of its own: slow, hanging or crashing, it cannot take the trainer down with it."""
+"""A reward in a process of its own: slow, hanging or crashing, it cannot take the trainer down with it.
 
+The process leads a session of its own, so that all it has started ends with it: a forked child holds the socket open
+and would let the trainer wait for the answer of a dead process.
+"""
+
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,6 +20,9 @@ from pathlib import Path
 import numpy as np
 
 WORKER = "ospnext_ms.post_training.rewards.worker"
+# How often the process is looked at, and how long it may take to leave by itself.
+_POLL_SECONDS = 0.1
+_LEAVE_SECONDS = 1.0
 
 
 class RewardError(ChildProcessError):
@@ -35,7 +44,7 @@ class RewardProcess:
         self.arguments = json.dumps(arguments)
         self.python = python or sys.executable
         self.timeout, self.start_timeout, self.retries = timeout, start_timeout, retries
-        self._process = self._connection = None
+        self._process = self._connection = self._socket = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"reward-{name}")
 
     def submit(self, frames, prompts):
@@ -76,56 +85,94 @@ class RewardProcess:
         return np.array(scores), {part: np.array(values) for part, values in parts.items()}
 
     def _start(self):
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and not _has_ended(self._process):
             return
+        self._stop()
         ours, theirs = socket.socketpair()
         command = [self.python, "-m", WORKER, str(theirs.fileno()), self.callable, self.arguments]
         try:
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=_environment(),
-                                             stdin=subprocess.DEVNULL)
+                                             stdin=subprocess.DEVNULL, start_new_session=True)
         except OSError as error:
+            ours.close()
+            theirs.close()
             raise RewardError(f"{self.python} cannot be started: {error}") from error
         theirs.close()
-        self._connection = Connection(ours.detach())
+        self._socket, self._connection = ours, Connection(os.dup(ours.fileno()))
         kind, answer = self._exchange(None, self.start_timeout)
         if kind == "failed":
             self._stop()
             raise RewardError(f"it could not be made\n{answer}")
 
     def _exchange(self, message, timeout):
-        """Sends a message, if any, and receives the answer; past the time-out the process is killed."""
-        expired = threading.Event()
-
-        def kill():
-            expired.set()
-            self._process.kill()
-
-        # A timer, because sending blocks too where nobody receives.
-        timer = threading.Timer(timeout, kill)
-        timer.start()
+        """Sends a message, if any, and receives the answer; past the time-out, or dead, the process is given up."""
+        answered, expired = threading.Event(), threading.Event()
+        # Another thread, because sending blocks too where nobody receives.
+        watch = threading.Thread(target=self._watch, args=(timeout, answered, expired), daemon=True)
+        watch.start()
         try:
             if message is not None:
                 self._connection.send(message)
-            return self._connection.recv()
+            answer = self._connection.recv()
         except (EOFError, OSError) as error:
+            answered.set()
+            watch.join()
             code = self._stop()
             if expired.is_set():
                 raise RewardError(f"no answer within {timeout:g} s, its process was killed") from error
             raise RewardError(f"its process ended with {_describe_exit(code)} (see its messages above)") from error
         finally:
-            timer.cancel()
+            answered.set()
+            watch.join()
+        if not _is_answer(answer):
+            self._stop()
+            raise RewardError(f"its process sent {type(answer).__name__}, which is no answer")
+        return answer
+
+    def _watch(self, timeout, answered, expired):
+        """Ends the wait for an answer that cannot come: the process is dead, or its time is over."""
+        deadline = time.monotonic() + timeout
+        while not answered.wait(_POLL_SECONDS):
+            if time.monotonic() > deadline:
+                expired.set()
+            if expired.is_set() or _has_ended(self._process):
+                _kill_session(self._process)
+                # What was sent before can still be received. Children that left the session may hold the other end.
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+                return
 
     def _stop(self):
-        """Ends the process and returns its exit code; None where there was none."""
+        """Ends the process and all it started; returns its exit code, None where there was none."""
         process, self._process = self._process, None
         if process is None:
             return None
         self._connection.close()
-        try:
-            return process.wait(1)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
+        self._socket.close()
+        deadline = time.monotonic() + _LEAVE_SECONDS
+        while not _has_ended(process) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS / 10)
+        _kill_session(process)
+        return process.wait()
+
+
+def _has_ended(process):
+    """Whether a process is dead; it is not reaped, so that its number stays its own."""
+    if process.returncode is not None:
+        return True
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, process.pid, flags) is not None
+
+
+def _kill_session(process):
+    # Before the process is reaped: until then no other group can have its number.
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _is_answer(value):
+    return isinstance(value, tuple) and len(value) == 2 and value[0] in ("ready", "failed", "scores", "error")
 
 
 def _environment():

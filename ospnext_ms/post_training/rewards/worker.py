@@ -10,7 +10,10 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 
 
@@ -25,10 +28,35 @@ def resolve(name):
         raise ValueError(f"callable {name}: {error}") from error
 
 
+def _plain(result):
+    """(scores, parts) as plain numbers; TypeError where a scorer returned something else."""
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
+        raise TypeError(f"it returned {_describe(result)}; a scorer returns (scores, parts): one number a video, and a "
+                        "dict of what they are made of, {} for nothing")
+    scores, parts = result
+    return [float(score) for score in scores], {str(k): [float(v) for v in values] for k, values in parts.items()}
+
+
+def _describe(result):
+    size = f" of {len(result)}" if hasattr(result, "__len__") else ""
+    return f"a {type(result).__name__}{size}"
+
+
+def _leave_with_the_trainer(trainer):
+    """Ends this process and what it started when the trainer is gone, however it went: nobody else will."""
+    while os.getppid() == trainer:
+        time.sleep(1)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
 def main(arguments):
     """Serves until the trainer closes the socket."""
     descriptor, name, keywords = arguments
     connection = Connection(int(descriptor))
+    os.set_inheritable(int(descriptor), False)
+    threading.Thread(target=_leave_with_the_trainer, args=(os.getppid(),), daemon=True).start()
     # What a reward prints belongs on the trainer's error output, not into what the trainer prints itself.
     os.dup2(2, 1)
     # Ctrl-C reaches the whole process group; the trainer decides when this process ends.
@@ -45,8 +73,7 @@ def main(arguments):
         except EOFError:
             return 0
         try:
-            scores, parts = scorer(frames, prompts)
-            answer = "scores", ([float(s) for s in scores], {k: [float(v) for v in vs] for k, vs in parts.items()})
+            answer = "scores", _plain(scorer(frames, prompts))
         except Exception:
             answer = "error", traceback.format_exc(limit=-3)
         connection.send(answer)
