@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from ospnext_ms.reporting.clip_watch import ClipWatch
 from ospnext_ms.reporting.metrics import MetricsFile, read_metrics
 from ospnext_ms.reporting.tensorboard import Scalars
 from ospnext_ms.storage.files import atomic_path
@@ -26,6 +27,7 @@ class Monitor:
         self.note = note
         self._line, self._draw = line, draw
         self._print_every = config.callbacks.per_print_times
+        self._clips = ClipWatch()
         self._files = [MetricsFile(self.folder, steps_done)]
         if config.callbacks.tensorboard:
             self._files.append(Scalars(self.folder, steps_done))
@@ -39,9 +41,11 @@ class Monitor:
             self.say(self._line(step, self.total_steps, figures, seconds_left))
 
     def record(self, step, figures):
-        """Notes figures without a line."""
+        """Notes figures without a line, but for a warning."""
         for file in self._files:
             file.add(step, figures)
+        if warning := self._clips(figures):
+            self.say(f"step {step}: {warning}")
 
     def say(self, text):
         """Prints a line."""
