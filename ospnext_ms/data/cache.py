@@ -6,6 +6,9 @@
     text-empty.safetensors      the empty text's, for dropped prompts
     settings.json               what all of it depends on; report.json: what was left out and why
 
+The index holds the SHA-256 of every shard, so that a cache is known by its contents: a shard that is not the one that
+was indexed is refused when it is first used.
+
 A cache whose contents are "videos" has the same files, with no latents in them: training reads the clips itself.
 """
 
@@ -17,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ospnext_ms.storage.files import atomic_path
-from ospnext_ms.storage.fingerprint import of_values
+from ospnext_ms.storage.fingerprint import of_values, of_whole_file
 from ospnext_ms.storage.safetensors_io import ArrayTensor, read_header, write_file
 
 INDEX = "index.json"
@@ -97,10 +100,21 @@ def write_index(folder, *, contents, fps, buckets, text_len, text_dim, samples, 
     video_root: where the paths of the samples' records begin, in a cache that holds videos.
     """
     rows = [[sample.name, sample.shard, sample.bucket, list(sample.texts)] for sample in samples]
+    folder = Path(folder)
+    shards = {shard for sample in samples for shard in (clips_shard(sample.shard), text_shard(sample.shard))}
+    hashes = {name: of_whole_file(folder / name) for name in sorted({EMPTY_TEXT} | shards)}
     index = {"format": FORMAT, "contents": contents, "fps": fps, "buckets": [list(bucket) for bucket in buckets],
-             "text_len": text_len, "text_dim": text_dim, "video_root": video_root, "samples": rows}
-    with atomic_path(Path(folder) / INDEX) as temporary:
+             "text_len": text_len, "text_dim": text_dim, "video_root": video_root, "samples": rows, "sha256": hashes}
+    with atomic_path(folder / INDEX) as temporary:
         temporary.write_text(json.dumps(index, separators=(",", ":")), encoding="utf-8")
+
+
+def indexed_hashes(folder):
+    """{file name: SHA-256} of a folder's index; empty where there is none, or one without hashes."""
+    try:
+        return json.loads((Path(folder) / INDEX).read_text(encoding="utf-8")).get("sha256", {})
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 class Cache:
@@ -132,18 +146,34 @@ class Cache:
             self.text_len, self.text_dim = index["text_len"], index["text_dim"]
             self.video_root = index["video_root"]
             self.samples = [Sample(*fields, tuple(texts)) for *fields, texts in index["samples"]]
+            # Caches of earlier versions have none, and are taken at their names.
+            self._hashes = dict(index.get("sha256", {}))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not an index of a cache: {error!r}") from error
+        self._checked = set()
         # Headers only, a few kilobytes each.
-        self._clips = lru_cache(maxsize=4096)(lambda number: read_clips(self.folder / clips_shard(number)))
-        self._texts = lru_cache(maxsize=4096)(lambda number: read_texts(self.folder / text_shard(number)))
+        self._clips = lru_cache(maxsize=4096)(lambda number: read_clips(self._indexed(clips_shard(number))))
+        self._texts = lru_cache(maxsize=4096)(lambda number: read_texts(self._indexed(text_shard(number))))
 
     def fingerprint(self):
         """A hash of what the cache holds, equal wherever its folder, and that of its videos, lies."""
         settings = self.folder / SETTINGS
-        return of_values([self.contents, self.fps, self.buckets, self.text_len, self.text_dim,
+        hashes = [self._hashes] if self._hashes else []
+        return of_values([*hashes, self.contents, self.fps, self.buckets, self.text_len, self.text_dim,
                           [[sample.name, sample.shard, sample.bucket, sample.texts] for sample in self.samples],
                           settings.read_text(encoding="utf-8") if settings.is_file() else None])
+
+    def _indexed(self, name):
+        """Path of a shard, compared with the index when it is first asked for."""
+        path = self.folder / name
+        if self._hashes and name not in self._checked:
+            if not path.is_file():
+                raise ValueError(f"{path} is missing, which {INDEX} promises")
+            if of_whole_file(path) != self._hashes.get(name):
+                raise ValueError(f"{path} is not the file that {INDEX} was written for (its SHA-256 differs); "
+                                 "prepare-data makes it anew")
+            self._checked.add(name)
+        return path
 
     def latent(self, sample):
         """Latent of a sample, fp32 [16, T, h, w]."""
@@ -166,5 +196,5 @@ class Cache:
 
     def empty_text(self):
         """Embedding of the empty text, fp32 [length, text_dim]."""
-        (embedding,), _ = read_texts(self.folder / EMPTY_TEXT)
+        (embedding,), _ = read_texts(self._indexed(EMPTY_TEXT))
         return embedding.numpy().astype(np.float32)

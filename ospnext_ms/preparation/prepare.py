@@ -126,8 +126,11 @@ def _is_whole(path, read):
     """Whether a shard is there and can be read; one that is damaged is named and will be made again."""
     if not path.is_file():
         return False
+    promised = cache.indexed_hashes(path.parent).get(path.name)
     try:
         read(path)
+        if promised and fingerprint.of_whole_file(path) != promised:
+            raise ValueError(f"{path} is not the file that {cache.INDEX} was written for")
     except (ValueError, OSError) as error:
         print(f"{error}; it is made again")
         return False

@@ -30,6 +30,12 @@ def of_files(paths):
     return digest.hexdigest()
 
 
+def of_whole_file(path):
+    """SHA-256 of all of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def of_values(values):
     """Hash of JSON values."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()

@@ -1,11 +1,12 @@
 """Batches from a cache: right contents, one shape a step, the same after a restart and for any number of ranks."""
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from ospnext_ms.data.cache import INDEX, clips_shard
+from ospnext_ms.data.cache import EMPTY_TEXT, INDEX, Cache, clips_shard, text_shard
 from ospnext_ms.data.latents import LatentDataset
 from tests.support.caches import make_cache
 
@@ -114,6 +115,48 @@ def test_bad_arguments(folder, change, expected):
         LatentDataset(folder, **SETTINGS | change)
 
 
+def without_hashes(folder):
+    """Makes an index one of a version that had none."""
+    index = json.loads((folder / INDEX).read_text())
+    del index["sha256"]
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", [clips_shard(1), text_shard(1), EMPTY_TEXT])
+def test_a_shard_that_was_changed_is_refused_when_it_is_used(tmp_path, name):
+    make_cache(tmp_path)
+    flip_a_bit(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is not the file that index.json was written for"):
+        [LatentDataset(tmp_path, **SETTINGS).batch(step) for step in range(6)]
+    (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing, which index.json promises"):
+        [LatentDataset(tmp_path, **SETTINGS).batch(step) for step in range(6)]
+
+
+def test_shards_that_were_swapped_are_refused(tmp_path):
+    make_cache(tmp_path)
+    first, second = (tmp_path / clips_shard(i) for i in range(2))
+    (tmp_path / "x").write_bytes(first.read_bytes())
+    second.rename(first)
+    (tmp_path / "x").rename(second)
+    with pytest.raises(ValueError, match="is not the file that index.json was written for"):
+        [LatentDataset(tmp_path, **SETTINGS).batch(step) for step in range(6)]
+
+
+def test_a_cache_without_hashes_is_read_and_known_as_before(tmp_path):
+    make_cache(tmp_path)
+    with_hashes = Cache(tmp_path).fingerprint()
+    without_hashes(tmp_path)
+    assert Cache(tmp_path).fingerprint() != with_hashes
+    assert LatentDataset(tmp_path, **SETTINGS).batch(0).latents.shape[0] == 2
+
+
 def test_caches_that_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist; make it with"):
         LatentDataset(tmp_path / "none", **SETTINGS)
@@ -125,6 +168,9 @@ def test_caches_that_cannot_be_read(tmp_path):
     make_cache(tmp_path)
     shard = tmp_path / clips_shard(0)
     shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"clips-00000\.safetensors is not the file that index\.json was written for"):
+        [LatentDataset(tmp_path, **SETTINGS).batch(step) for step in range(6)]
+    without_hashes(tmp_path)
     with pytest.raises(ValueError, match=r"clips-00000\.safetensors is truncated"):
         [LatentDataset(tmp_path, **SETTINGS).batch(step) for step in range(6)]
     (tmp_path / INDEX).write_text('{"format": "another"}')

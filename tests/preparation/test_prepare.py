@@ -159,6 +159,10 @@ def test_a_damaged_shard_is_named_and_made_again(quick, configure, tmp_path, cap
     prepare_data.prepare(configure())
     assert "clips-00001.safetensors is truncated" in capsys.readouterr().out
     assert contents(tmp_path / "cache") == before
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    prepare_data.prepare(configure())
+    assert "clips-00001.safetensors is not the file that index.json was written for" in capsys.readouterr().out
+    assert contents(tmp_path / "cache") == before
 
 
 @pytest.mark.parametrize(("changes", "expected"), [

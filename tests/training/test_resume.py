@@ -89,6 +89,9 @@ def test_a_cache_is_known_by_its_contents(tmp_path):
     moved = first.rename(tmp_path / "moved")
     assert Cache(moved).fingerprint() == before
     assert Cache(runs.write_cache(tmp_path / "other", count=8)).fingerprint() != before
+    changed = Cache(runs.write_cache(tmp_path / "changed", seed=1))
+    assert [sample.name for sample in changed.samples] == [sample.name for sample in Cache(moved).samples]
+    assert changed.fingerprint() != before
 
 
 def test_a_trainer_refuses_another_global_batch_and_other_data(tmp_path):
