@@ -25,6 +25,11 @@ class Runtime:
         """ "fp32" or "bf16"."""
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
+    @property
+    def tries_threads(self):
+        """Whether MindSpore tries numbers of threads in the first steps, which are slow therefore."""
+        return self.compiled and self.device == "CPU"
+
     def compile(self, net):
         """The Cell as a callable, compiled into a graph unless the run asks for PyNative."""
         return ms.jit(net) if self.compiled else net

@@ -3,6 +3,7 @@
 from ospnext_ms.config.post_train import PostTrainConfig
 from ospnext_ms.config.reader import add_config_options, load_config
 from ospnext_ms.post_training.run import post_train
+from ospnext_ms.training.interruption import Interruption
 
 
 def add_arguments(parser):
@@ -13,6 +14,7 @@ def add_arguments(parser):
 def run(arguments):
     """Runs `post-train` with parsed options and returns the exit code."""
     config = load_config(PostTrainConfig, arguments.config, arguments.overrides)
-    for path in post_train(config):
-        print(path)
+    with Interruption() as interruption:
+        for path in post_train(config, interruption):
+            print(path)
     return 0

@@ -2,6 +2,7 @@
 
 from ospnext_ms.config.reader import add_config_options, load_config
 from ospnext_ms.config.train import TrainConfig
+from ospnext_ms.training.interruption import Interruption
 from ospnext_ms.training.run import train
 
 
@@ -13,6 +14,7 @@ def add_arguments(parser):
 def run(arguments):
     """Runs `train` with parsed options and returns the exit code."""
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
-    for path in train(config):
-        print(path)
+    with Interruption() as interruption:
+        for path in train(config, interruption):
+            print(path)
     return 0

@@ -17,7 +17,7 @@ from ospnext_ms.models.sizes import check_frames, check_pixels, video_size
 MAY_CHANGE = frozenset((
     "run_mode", "output_dir", "load_checkpoint", "resume_training", "context", "parallel_config", "runner_config",
     "lr_schedule", "eval_dataset", "recompute_config", "callbacks", "model.dit.quant_config.backend",
-    "model.vae.checkpoint", "train_dataset.path",
+    "model.vae.checkpoint", "train_dataset.path", "train_dataset.exclude",
 ))
 
 
@@ -135,21 +135,26 @@ class EmaSection:
 class TrainDatasetSection:
     """What is trained on: the folder `path` of `prepare-data` (kind `cache`), or noise that is no data (`random`).
 
-    `text_drop` is the share of the prompts that become the empty text. `random` is for measuring speed, needs the size
-    of its latents [T, h, w] in `latent_size`, and says in every progress line what it is.
+    `exclude` names samples to leave out, as errors name them. `text_drop` is the share of the prompts that become the
+    empty text. `random` is for measuring speed, needs the size of its latents [T, h, w] in `latent_size`, and says in
+    every progress line what it is.
     """
 
     kind: Literal["cache", "random"]
     path: str | None = None
     text_drop: float = 0.1
+    exclude: tuple = ()
     latent_size: tuple | None = None
 
     def __post_init__(self):
         require(0 <= self.text_drop <= 1, f"text_drop is {self.text_drop}; it must be from 0 to 1")
         if self.kind == "cache":
+            require(all(isinstance(name, str) for name in self.exclude),
+                    f"exclude is {list(self.exclude)}; it must be a list of names of samples")
             require(self.path is not None, "path is missing: the folder that prepare-data wrote")
             require(self.latent_size is None, "latent_size is for kind random only; leave it out")
         else:
+            require(not self.exclude, "exclude is for kind cache only; leave it out")
             require(self.path is None, f"path is {self.path}, but kind random reads nothing; leave it out")
             require(self.latent_size is not None and len(self.latent_size) == 3
                     and all(isinstance(n, int) and n > 0 for n in self.latent_size),

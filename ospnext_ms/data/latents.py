@@ -43,6 +43,7 @@ class LatentDataset:
         folder: cache of `prepare-data`.
         batch_size: B, samples a step and rank. seed: of order, captions and dropping.
         text_len: L. text_drop: share of the prompts that become the empty text.
+        exclude: names of samples to leave out.
         data_rank, data_size: position among, and number of, the ranks that see different samples.
         encode: function from frames uint8 [F, H, W, 3] to a latent fp32 [16, T, h, w]; needed where the cache holds
             videos, refused where it holds latents. A clip is then cut at a new random time in every epoch; a video that
@@ -51,13 +52,14 @@ class LatentDataset:
     Raises:
         FileNotFoundError: no finished cache there.
         ValueError: a cache without samples or with longer texts than `text_len`, a share outside [0, 1], ranks that do
-            not exist, `encode` missing or not needed.
+            not exist, `encode` missing or not needed, a name to leave out that no sample has.
     """
 
     # Nothing to say in progress lines.
     note = ""
 
-    def __init__(self, folder, *, batch_size, seed, text_len, text_drop=0.0, data_rank=0, data_size=1, encode=None):
+    def __init__(self, folder, *, batch_size, seed, text_len, text_drop=0.0, data_rank=0, data_size=1, encode=None,
+                 exclude=()):
         self.cache = Cache(folder)
         if not self.cache.samples:
             raise ValueError(f"the cache {folder} holds no samples; its report.json says what was left out and why")
@@ -72,14 +74,16 @@ class LatentDataset:
         self.batch_size, self.seed, self.text_len, self.text_drop = batch_size, seed, text_len, text_drop
         self.data_rank, self.data_size = data_rank, data_size
         self._encode = encode
-        self._members = [[i for i, sample in enumerate(self.cache.samples) if sample.bucket == bucket]
+        self.excluded = _excluded(self.cache, exclude)
+        self._members = [[i for i, sample in enumerate(self.cache.samples)
+                          if sample.bucket == bucket and sample.name not in self.excluded]
                          for bucket in range(len(self.cache.buckets))]
         self._order = EpochOrder([len(members) for members in self._members], batch_size * data_size, seed)
         self.empty_text = pad_text(self.cache.empty_text(), text_len)
 
     def __len__(self):
-        """Number of samples."""
-        return len(self.cache.samples)
+        """Number of samples, without those left out."""
+        return sum(map(len, self._members))
 
     @property
     def text_dim(self):
@@ -131,6 +135,17 @@ class LatentDataset:
         start = draw_start(rng, record["part"], frames, self.cache.fps, record["fps"])
         path = Path(self.cache.video_root) / record["path"]
         return self._encode(read_clip(path, start, self.cache.fps, frames, height, width))
+
+
+def _excluded(cache, names):
+    """The names as a set; ValueError where one is none of the samples', or none is left."""
+    names, known = set(names), {sample.name for sample in cache.samples}
+    if names - known:
+        raise ValueError(f"exclude names samples that {cache.folder} does not hold: "
+                         f"{', '.join(sorted(names - known)[:5])}; names are such as {cache.samples[0].name}")
+    if names == known:
+        raise ValueError(f"exclude leaves no sample of {cache.folder}")
+    return names
 
 
 def _check_encode(cache, encode):

@@ -5,8 +5,10 @@ from ospnext_ms.generation.prompts import read_prompts
 from ospnext_ms.parallel.degrees import check_parallel, world_size
 
 
-def post_train(config):
+def post_train(config, interruption=None):
     """Runs what a PostTrainConfig says; returns the paths to look at, none on processes that do not report.
+
+    `interruption`: Interruption that notes signals, None where they are somebody else's.
 
     Raises:
         FileNotFoundError, ValueError: something the configuration names is not there or does not fit.
@@ -20,4 +22,4 @@ def post_train(config):
     from ospnext_ms.post_training.trainer import PolicyTrainer
     from ospnext_ms.runtime import start_run
 
-    return PolicyTrainer(config, *start_run(config)).run()
+    return PolicyTrainer(config, *start_run(config), interruption).run()

@@ -5,6 +5,7 @@ those of training/. Videos of an iteration are numbered through its groups; ever
 another works on consecutive ones. All random draws are functions of the seed, the iteration and the video.
 """
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from ospnext_ms.data.text import pad_text
 from ospnext_ms.diffusion.windows import window_start
 from ospnext_ms.generation.coders import FrameDecoder, TextEncoder
 from ospnext_ms.generation.prompts import read_prompts
+from ospnext_ms.parallel.agreement import Highest
 from ospnext_ms.post_training.advantages import Lessons, group_advantages
 from ospnext_ms.post_training.evaluation import Evaluation
 from ospnext_ms.post_training.figures import update_figures
@@ -33,11 +35,13 @@ from ospnext_ms.post_training.update import (
 )
 from ospnext_ms.reporting.clock import StageClock, StepClock
 from ospnext_ms.reporting.curves import draw_rewards
+from ospnext_ms.reporting.metrics import read_metrics
 from ospnext_ms.reporting.monitor import Monitor
 from ospnext_ms.reporting.progress import iteration_line
 from ospnext_ms.runtime import release_memory
 from ospnext_ms.storage import fingerprint
 from ospnext_ms.storage.peft_format import write_adapter
+from ospnext_ms.training.interruption import Interruption, exit_status
 from ospnext_ms.training.learner import Learner
 from ospnext_ms.training.resume import open_run, run_state
 
@@ -47,14 +51,17 @@ class PolicyTrainer:
 
     Args:
         config: PostTrainConfig. runtime: runtime.Runtime. mesh: parallel.mesh.Mesh.
+        interruption: Interruption, None where signals are somebody else's.
 
     Raises:
         FileNotFoundError, ValueError: something the configuration names is not there or does not fit.
         RewardError: a reward cannot be made.
     """
 
-    def __init__(self, config, runtime, mesh):
+    def __init__(self, config, runtime, mesh, interruption=None):
         self.config, self.runtime, self.mesh = config, runtime, mesh
+        self.interruption = interruption or Interruption()
+        self._highest = Highest(mesh.world_group)
         self.folder = Path(config.output_dir)
         self.prompts = read_prompts(config.prompt_file)
         held_out = read_prompts(config.evaluation.prompt_file)
@@ -79,14 +86,24 @@ class PolicyTrainer:
             self._resume(resumed)
 
     def run(self):
-        """Runs the iterations that are left; returns the paths of what there is to look at."""
+        """Runs the iterations that are left; returns the paths of what there is to look at.
+
+        Raises:
+            SystemExit: a signal asked for an end; the iteration it came in is done and saved.
+        """
         config, total = self.config, self.config.runner_config.iterations
         monitor = None
         if self.mesh.reports:
             monitor = Monitor(config, total, self.iterations_done, iteration_line, draw_rewards)
         try:
-            if self.iterations_done == 0:
-                self.evaluation(0, self.learner.ema, monitor)
+            if monitor:
+                monitor.say(self.store.check_space(self.learner.state.nbytes))
+            is_due = self._is_missing_an_evaluation()
+            if self.iterations_done == total and not is_due and monitor:
+                monitor.say(f"nothing to do: all {total} iterations are done")
+            self.interruption.begin()
+            if is_due and self.iterations_done < total:
+                self.evaluation(self.iterations_done, self.learner.ema, monitor)
             clock = StepClock(total - self.iterations_done)
             while self.iterations_done < total:
                 figures, stages = self.iterate(self.iterations_done)
@@ -98,15 +115,21 @@ class PolicyTrainer:
                 warning = self.lessons(done, figures)
                 if warning and monitor:
                     monitor.say(warning)
-                if done % config.callbacks.save_checkpoint_steps == 0 or done == total:
+                asked = self._highest(self.interruption.asked) if done < total else 0
+                if done % config.callbacks.save_checkpoint_steps == 0 or done == total or asked:
                     self.save()
-                if done < total and config.evaluation.every and done % config.evaluation.every == 0:
+                if asked:
+                    self._leave(asked, monitor)
+                self.store.look()
+                is_due = done == total or self._evaluation_is_due()
+                if is_due and done < total:
                     self.evaluation(done, self.learner.ema, monitor)
                     clock.skip()
             self.store.wait()
             # Before the last evaluation: what was learned is not lost where that fails.
             paths = self._write_adapters() if monitor else []
-            self.evaluation(total, self.learner.ema, monitor)
+            if is_due:
+                self.evaluation(total, self.learner.ema, monitor)
             return [*paths, monitor.close()] if monitor else []
         finally:
             self.reward.close()
@@ -193,6 +216,31 @@ class PolicyTrainer:
         state = {"iteration": done, "updates": self.updates_done, "random": {"seed": self.config.seed},
                  **run_state(self.config, self.identity), **self.learner.state.json_state()}
         self.store.save(done, self.learner.state.copy_to_host(), state)
+
+    def _leave(self, asked, monitor):
+        """Ends the process as a signal asks for, when the checkpoint is complete."""
+        self.store.wait()
+        self._highest(0)
+        if monitor:
+            monitor.close()
+            print(f"{signal.Signals(asked).name}: iteration {self.iterations_done} is done and saved in "
+                  f"{self.store.folder}; the same command goes on from there", flush=True)
+        self.reward.close()
+        # No process ends before the others are ready to: msrun would kill them.
+        self._highest(0)
+        raise SystemExit(exit_status(asked))
+
+    def _evaluation_is_due(self):
+        every, done = self.config.evaluation.every, self.iterations_done
+        return done in (0, self.config.runner_config.iterations) or bool(every and done % every == 0)
+
+    def _is_missing_an_evaluation(self):
+        """Whether an evaluation is due at this iteration which the run that was stopped has not made."""
+        if not self._evaluation_is_due():
+            return False
+        made = self.mesh.reports and any(record.get("step") == self.iterations_done and "eval/reward" in record
+                                         for record in read_metrics(self.folder))
+        return not self._highest(int(made))
 
     @property
     def _negative(self):

@@ -4,25 +4,34 @@ import time
 
 # Of the running mean of step times behind "time left".
 _TIME_DECAY = 0.9
+STEPS_OF_TRIALS = 16
 
 
 class StepClock:
-    """Times the steps and estimates what is left; the first step, which compiles, stays out of the estimate."""
+    """Times the steps and estimates what is left.
 
-    def __init__(self, steps_left):
+    The first step, which compiles, stays out of the estimate, and compiled on a CPU the first 16: MindSpore tries there
+    how many threads every operator runs best on.
+
+    Args:
+        steps_left: of the run. tries_threads: whether networks are compiled for a CPU.
+    """
+
+    def __init__(self, steps_left, tries_threads=False):
         self.steps_left = steps_left
+        self._unusual = STEPS_OF_TRIALS if tries_threads else 1
         self._last = time.perf_counter()
         self._mean = None
-        self._is_first = True
 
     def tick(self):
         """Seconds since the last tick."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         self.steps_left -= 1
-        if not self._is_first:
+        if self._unusual:
+            self._unusual -= 1
+        else:
             self._mean = seconds if self._mean is None else _TIME_DECAY * self._mean + (1 - _TIME_DECAY) * seconds
-        self._is_first = False
         return seconds
 
     def skip(self):
@@ -31,7 +40,7 @@ class StepClock:
 
     @property
     def seconds_left(self):
-        """Estimate for the steps that are left; None before the second step is done."""
+        """Estimate for the steps that are left; None before a step that counts is done."""
         return None if self._mean is None else self._mean * self.steps_left
 
 

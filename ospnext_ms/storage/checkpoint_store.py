@@ -6,6 +6,7 @@ checkpoints that stood there before.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -67,9 +68,7 @@ class CheckpointStore:
         To be called by writer 0 before any process saves, and never while another run writes to the folder.
         """
         leftovers = sorted(entry for entry in self.folder.glob(".step_*") if entry.is_dir())
-        for entry in leftovers:
-            shutil.rmtree(entry)
-        return [entry.name for entry in leftovers]
+        return [entry.name for entry in leftovers if _delete(entry)]
 
     def save(self, step: int, groups: Mapping[str, Mapping[str, np.ndarray | Piece]], state: Mapping):
         """Starts to write a checkpoint and returns; waits first for one that is still being written.
@@ -91,6 +90,26 @@ class CheckpointStore:
         running, self._running = self._running, None
         if running is not None:
             running.result()
+
+    def look(self):
+        """Raises what writing the last checkpoint raised, if that is known already; waits for nothing."""
+        if self._running is not None and self._running.done():
+            self.wait()
+
+    def check_space(self, nbytes):
+        """What is said of the space that checkpoints of `nbytes` each need.
+
+        Raises:
+            OSError: there is not room for one.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        # A new one is complete before the oldest is removed.
+        kept = "all are kept" if self.keep_last is None else f"up to {self.keep_last + 1} of them at a time"
+        text = f"a checkpoint takes {nbytes / 1e9:.3g} GB, {kept}; {free / 1e9:.3g} GB are free in {self.folder}"
+        if free < nbytes:
+            raise OSError(errno.ENOSPC, text, str(self.folder))
+        return text
 
     @property
     def saving(self):
@@ -136,6 +155,15 @@ class CheckpointStore:
 
     def _write(self, step, groups, state):
         final = self.folder / step_folder(step)
+        try:
+            self._write_files(step, groups, state, final)
+        except OSError as error:
+            if error.errno is None:
+                raise
+            text = f"the checkpoint {final} could not be written: {error.strerror or error}"
+            raise OSError(error.errno, text, error.filename or str(final)) from error
+
+    def _write_files(self, step, groups, state, final):
         temporary = self.folder / f".{final.name}.saving"
         temporary.mkdir(parents=True, exist_ok=True)
         files, tensors = [], {}
@@ -186,7 +214,7 @@ class CheckpointStore:
                     if known is not entry:
                         known["pieces"] += entry["pieces"]
         write_manifest(temporary, {"format": FORMAT, "step": step, "files": files, "tensors": tensors})
-        if final.exists():
+        if os.path.lexists(final):
             _remove(final)
         temporary.rename(final)
         sync(self.folder)
@@ -214,7 +242,27 @@ def _await_part(path):
 
 def _remove(path):
     """Hides the folder first, so that one that is half deleted is never taken for a checkpoint."""
+    if path.is_symlink():
+        _delete(path)
+        return
     hidden = path.with_name(f".{path.name}.removed")
-    shutil.rmtree(hidden, ignore_errors=True)
-    path.rename(hidden)
-    shutil.rmtree(hidden)
+    if _delete(hidden):
+        try:
+            path.rename(hidden)
+        except OSError as error:
+            print(f"checkpoint {path} is left where it is: {error}")
+            return
+        _delete(hidden)
+
+
+def _delete(path):
+    """Deletes a folder, or a link to one; whether it is gone. What cannot be deleted is named and stops nothing."""
+    try:
+        if path.is_symlink():
+            path.unlink()
+        elif path.exists():
+            shutil.rmtree(path)
+    except OSError as error:
+        print(f"{path} could not be deleted: {error}")
+        return False
+    return True

@@ -19,7 +19,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     or a power cut leaves either what was under the name or the complete new file. A missing parent folder is created.
 
     Raises:
-        IsADirectoryError: `path` is a folder.
+        IsADirectoryError: `path` is a folder. OSError: as the system says; that of a full disk names the path too.
         FileNotFoundError: the block ended without writing the temporary path.
     """
     path = Path(path)
@@ -33,9 +33,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             raise FileNotFoundError(f"nothing was written for {path}")
         sync(temporary)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        _raise_with_path(error, path)
     sync(path.parent)
 
 
@@ -70,11 +71,27 @@ def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
             if aside.exists():
                 aside.rename(path)
             raise
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        _raise_with_path(error, path)
     sync(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def naming(path):
+    """Context of writing to an open file: what the system says of a full disk is raised with the file's path."""
+    try:
+        yield
+    except OSError as error:
+        _raise_with_path(error, path)
+
+
+def _raise_with_path(error, path):
+    """Raises the error again; where the system complains without saying of which file (a full disk) with its path."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    raise error
 
 
 def sync(path):

@@ -20,6 +20,7 @@ class RandomSource:
     """Noise instead of data, for measuring speed. Has what LatentDataset has and training uses."""
 
     note = "RANDOM DATA, not a training run"
+    excluded = frozenset()
 
     def __init__(self, latent_shape, text_shape, *, batch_size, seed, data_rank, data_size):
         self.latent_shape, self.text_shape = latent_shape, text_shape
@@ -55,7 +56,8 @@ def open_source(config, mesh, encode=None):
                   data_size=mesh.data_size)
     if section.kind == "random":
         return RandomSource((dit.in_channels, *section.latent_size), (dit.text_len, dit.text_dim), **common)
-    dataset = LatentDataset(section.path, text_len=dit.text_len, text_drop=section.text_drop, encode=encode, **common)
+    dataset = LatentDataset(section.path, text_len=dit.text_len, text_drop=section.text_drop, encode=encode,
+                            exclude=section.exclude, **common)
     if dataset.text_dim != dit.text_dim:
         raise ValueError(f"texts in {section.path} have width {dataset.text_dim}, but dit.text_dim is {dit.text_dim}")
     return dataset

@@ -3,6 +3,8 @@
 The pieces are elsewhere and know nothing of each other: inputs, step, clipper, average, checkpoints, figures.
 """
 
+import json
+import signal
 from pathlib import Path
 
 import mindspore as ms
@@ -12,9 +14,12 @@ from ospnext_ms.build import assemble_dit
 from ospnext_ms.config.train import MAY_CHANGE
 from ospnext_ms.data.cache import Cache
 from ospnext_ms.models.flops import forward_flops, model_flops_utilisation
+from ospnext_ms.parallel.agreement import Highest
+from ospnext_ms.parallel.messages import GatherTexts
 from ospnext_ms.quant.recipe import describe
 from ospnext_ms.reporting.clock import StepClock
 from ospnext_ms.reporting.curves import draw_loss
+from ospnext_ms.reporting.metrics import read_metrics
 from ospnext_ms.reporting.monitor import Monitor
 from ospnext_ms.reporting.progress import training_line
 from ospnext_ms.storage import fingerprint
@@ -22,9 +27,13 @@ from ospnext_ms.storage.open_weights import read_headers
 from ospnext_ms.storage.training_checkpoint import is_group, problems_of
 from ospnext_ms.training.fixed_set import FixedSet
 from ospnext_ms.training.inputs import StepInputs, open_source, samples_per_step
+from ospnext_ms.training.interruption import Interruption, exit_status
 from ospnext_ms.training.learner import Learner
 from ospnext_ms.training.loss import VelocityLoss
 from ospnext_ms.training.resume import open_run, run_state
+
+# So many samples of a process are named where something is not finite.
+_NAMED = 20
 
 
 class Trainer:
@@ -34,14 +43,16 @@ class Trainer:
 
     Args:
         config: TrainConfig. runtime: runtime.Runtime. mesh: parallel.mesh.Mesh.
+        interruption: Interruption, None where signals are somebody else's.
 
     Raises:
         FileNotFoundError, ValueError: something the configuration names is not there or does not fit; a damaged
             checkpoint with none before it.
     """
 
-    def __init__(self, config, runtime, mesh):
+    def __init__(self, config, runtime, mesh, interruption=None):
         self.config = config
+        self.interruption = interruption or Interruption()
         self.runtime = runtime
         self.mesh = mesh
         encode = self._clip_encoder()
@@ -57,20 +68,27 @@ class Trainer:
             self.fixed_set = FixedSet(config.eval_dataset, config.flow, config.model.dit, mesh,
                                       encode if holds_videos else None)
         self.steps_done = resumed.step if resumed else 0
+        self._highest, self._gather_texts = Highest(mesh.world_group), GatherTexts(mesh.world_group, "names of samples")
 
     def run(self):
         """Trains to the last step and returns the paths of what there is to look at, none on silent processes.
 
         Raises:
             FloatingPointError: loss or gradient stopped being finite; nothing was changed in that step.
+            SystemExit: a signal asked for an end; the step it came in is done and saved.
         """
         config, total = self.config, self.config.runner_config.steps
         monitor = None
         if self.mesh.reports:
             monitor = Monitor(config, total, self.steps_done, training_line, draw_loss, self.source.note)
-        if self.steps_done == 0:
+            monitor.say(self.store.check_space(self.learner.state.nbytes))
+        is_due = self._is_missing_an_evaluation()
+        if self.steps_done == total and not is_due and monitor:
+            monitor.say(f"nothing to do: all {total} steps are done")
+        self.interruption.begin()
+        if is_due:
             self._evaluate(monitor)
-        clock = StepClock(total - self.steps_done)
+        clock = StepClock(total - self.steps_done, self.runtime.tries_threads)
         # The VAE runs on the device, which is the main thread's.
         for inputs in self.inputs.ahead(self.steps_done, total, threaded=config.model.vae is None):
             figures = self.train_step(inputs)
@@ -79,8 +97,12 @@ class Trainer:
             if monitor:
                 monitor.step(self.steps_done, figures, clock.seconds_left)
             every = config.callbacks.save_checkpoint_steps
-            if self.steps_done % every == 0 or self.steps_done == total:
+            asked = self._asked if self.steps_done < total else 0
+            if self.steps_done % every == 0 or self.steps_done == total or asked:
                 self.save()
+            if asked:
+                self._leave(asked, monitor)
+            self.store.look()
             if self._evaluation_is_due():
                 self._evaluate(monitor)
                 clock.skip()
@@ -109,13 +131,15 @@ class Trainer:
     def train_step(self, inputs):
         """One step, without the time it took; the figures of it."""
         step = self.steps_done
-        gradients = self.learner.gradients(inputs)
+        gradients = self.learner.gradients(inputs, self.interruption.asked)
+        self._asked = gradients.asked
         try:
             figures = self.learner.update(gradients, step, step)
         except FloatingPointError as error:
             # The checkpoint that may be on its way is of an earlier step, so it is sound.
             self.store.wait()
-            raise FloatingPointError(f"step {step + 1}: {error}") from error
+            samples = self._suspects(gradients.bad_ranks)
+            raise FloatingPointError(f"step {step + 1}: {error}{samples}") from error
         return {"loss": gradients.loss, "gradient_norm": gradients.norm, **figures, "epoch": self.source.epoch(step)}
 
     def _speed(self, seconds, shape):
@@ -127,6 +151,40 @@ class Trainer:
             flops = forward_flops(dit, grid)["total"]
             figures["mfu"] = model_flops_utilisation(flops, samples, seconds, runner.peak_tflops, self.mesh.size)
         return figures
+
+    def _suspects(self, bad_ranks):
+        """Words that name the samples of the ranks where something is not finite; all processes call it."""
+        batch = self.source.batch(self.steps_done)
+        is_bad = [not (np.isfinite(latent).all() and np.isfinite(text).all())
+                  for latent, text in zip(batch.latents, batch.text, strict=True)]
+        names = [name for name, bad in zip(batch.names, is_bad, strict=True) if bad] if batch.names else []
+        mine = {"bad": names[:_NAMED], "all": list(batch.names[:_NAMED])}
+        told = list(map(json.loads, self._gather_texts(json.dumps(mine))))
+        words = [f"rank {rank}: " + (f"{', '.join(told[rank]['bad'])} (not finite as stored)" if told[rank]["bad"]
+                                     else ", ".join(told[rank]["all"])) for rank in bad_ranks if told[rank]["all"]]
+        if not words:
+            return ""
+        return f". Samples of the step: {'; '.join(words)}. train_dataset.exclude leaves samples out, by name"
+
+    def _leave(self, asked, monitor):
+        """Ends the process as a signal asks for, when the checkpoint of every process is complete."""
+        self.store.wait()
+        self._highest(0)
+        if monitor:
+            monitor.close()
+            print(f"{signal.Signals(asked).name}: step {self.steps_done} is done and saved in {self.store.folder}; the "
+                  "same command goes on from there", flush=True)
+        # No process ends before the others are ready to: msrun would kill them.
+        self._highest(0)
+        raise SystemExit(exit_status(asked))
+
+    def _is_missing_an_evaluation(self):
+        """Whether an evaluation is due at this step which the run that was stopped has not made."""
+        if not (self.config.eval_dataset and (self.steps_done == 0 or self._evaluation_is_due())):
+            return False
+        made = self.mesh.reports and any(record.get("step") == self.steps_done and "eval_loss" in record
+                                         for record in read_metrics(self.config.output_dir))
+        return not self._highest(int(made))
 
     def _evaluation_is_due(self):
         section, total = self.config.eval_dataset, self.config.runner_config.steps
@@ -187,6 +245,8 @@ class Trainer:
             print(f"{'resuming after step ' + str(resumed.step) if resumed else 'starting'} {origin}; "
                   f"{sum(int(np.prod(self.sharded.shape(n, p.shape))) for n, p in parameters.items()):,} parameters, "
                   f"{self.mesh.size} processes", flush=True)
+            if self.source.excluded:
+                print(f"{len(self.source.excluded)} samples are left out (train_dataset.exclude)", flush=True)
             if quantised := describe(config.model.dit, self.runtime):
                 print(quantised, flush=True)
 

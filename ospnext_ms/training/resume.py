@@ -14,7 +14,9 @@ from mindspore import Tensor
 
 from ospnext_ms.config.reader import read_section
 from ospnext_ms.kernels.collectives import AllGather
+from ospnext_ms.parallel.agreement import check_agreement
 from ospnext_ms.storage.checkpoint_store import CheckpointStore
+from ospnext_ms.storage.run_lock import RunLock
 
 CHECKPOINTS = "checkpoints"
 
@@ -27,8 +29,10 @@ def open_run(config, identity, may_change, mesh, writer=0, num_writers=1):
         writer, num_writers: of CheckpointStore.
 
     Raises:
-        ValueError: there are checkpoints, but not to be resumed, or none is intact; see check_same_run.
+        ValueError: processes were given different settings or data; another run is writing to the folder; there are
+            checkpoints, but not to be resumed, or none is intact; see check_same_run.
     """
+    check_agreement(mesh.world_group, dataclasses.asdict(config) | identity)
     gather = AllGather(mesh.world_group)
 
     def all_agree(verdict):
@@ -41,6 +45,8 @@ def open_run(config, identity, may_change, mesh, writer=0, num_writers=1):
         raise ValueError(f"{store.folder} has checkpoints, but resume_training is false; give another output_dir, "
                          "or remove them")
     if mesh.reports:
+        # Held as long as the store is there.
+        store.lock = RunLock(config.output_dir)
         for name in store.remove_leftovers():
             print(f"checkpoint {store.folder / name} was never finished; it is not used and has been removed")
     all_agree(True)

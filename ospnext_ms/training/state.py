@@ -1,5 +1,7 @@
 """Everything a training run has to carry over a stop, to and from a checkpoint."""
 
+import math
+
 from ospnext_ms.storage.training_checkpoint import Piece
 from ospnext_ms.storage.weights import set_tensors
 
@@ -28,6 +30,12 @@ class TrainState:
     def writes(self):
         """True where this process has a part of a checkpoint to write."""
         return self.mesh.replica_group.index == 0
+
+    @property
+    def nbytes(self):
+        """Bytes of the tensors of a checkpoint, of all processes together."""
+        return sum(math.prod(self.sharded.shape(name, parameter.shape)) * parameter.itemsize
+                   for parameters in self.groups.values() for name, parameter in parameters.items())
 
     def copy_to_host(self):
         """{group: {name: array or Piece}} of what this process has to write, copied, so that training can go on."""

@@ -75,7 +75,7 @@ class Gradients:
     loss: mean over all processes' samples. norm: of the whole mean gradient. bad_ranks: those where something was not
     a finite number, to be asked before anything else. values: one tensor a parameter, in the optimiser's order, to be
     multiplied by `scale`. auxiliaries: what the loss returned beside its value, one array [batches, ...] for each; of
-    this process alone.
+    this process alone. asked: number of the signal that asks some process for an end, 0 for none.
     """
 
     loss: float
@@ -84,6 +84,7 @@ class Gradients:
     values: tuple
     scale: float
     auxiliaries: tuple = ()
+    asked: int = 0
 
 
 class TrainStep:
@@ -115,10 +116,10 @@ class TrainStep:
         if mesh.size > 1:
             self._reduce = GradientReducer(optimizer.parameters, mesh, sharded)
 
-    def gradients(self, micro_batches):
+    def gradients(self, micro_batches, asked=0):
         """Mean loss and gradient over several batches of equal size and over all processes.
 
-        `micro_batches`: tuples of the loss's inputs as NumPy arrays.
+        `micro_batches`: tuples of the loss's inputs as NumPy arrays. `asked`: see Gradients, of this process.
         """
         total, losses, others = None, [], []
         for batch in micro_batches:
@@ -134,15 +135,15 @@ class TrainStep:
         if self._reduce is not None:
             total = self._reduce(total)
             squares = self.sharded.total_squares(self.optimizer.parameters, self._squared_norms(total))
-        verdicts = self._gather(Tensor(np.array([[loss, not is_finite]], np.float32)), "verdicts").asnumpy()
-        bad_ranks = np.flatnonzero(verdicts[:, 1])
+        verdicts = self._gather(Tensor(np.array([[loss, not is_finite, asked]], np.float32)), "verdicts").asnumpy()
+        bad_ranks, asked = np.flatnonzero(verdicts[:, 1]), int(verdicts[:, 2].max())
         if not len(bad_ranks) and not np.isfinite(squares).all():
             bad_ranks = range(len(verdicts))
         scale = 1 / len(losses)
         norm = float(np.sqrt(squares.sum()) * scale) if not len(bad_ranks) else float("nan")
         loss = float(loss) if len(verdicts) == 1 else float(verdicts[:, 0].astype(np.float64).mean())
         others = tuple(np.stack([value.asnumpy() for value in values]) for values in zip(*others, strict=True))
-        return Gradients(loss, norm, tuple(map(int, bad_ranks)), total, scale, others)
+        return Gradients(loss, norm, tuple(map(int, bad_ranks)), total, scale, others, asked)
 
     def update(self, gradients, factor, step):
         """Changes weights, moments and averages: the gradient multiplied by `factor`; `step` counted from 0."""

@@ -91,6 +91,17 @@ def test_dropped_prompts_have_the_empty_text(folder):
     assert sum(caption == "" for batch in batches for caption in batch.captions) == len(dropped)
 
 
+def test_samples_are_left_out_by_name(folder):
+    names = {f"{i:08d}-0" for i in range(11)}
+    dataset = LatentDataset(folder, **SETTINGS | {"batch_size": 1}, exclude=["00000003-0", "00000009-0"])
+    assert len(dataset) == 9
+    assert {dataset.batch(step).names[0] for step in range(9)} == names - {"00000003-0", "00000009-0"}
+    with pytest.raises(ValueError, match="exclude names samples that .* does not hold: clip 3; names are such as 0000"):
+        LatentDataset(folder, **SETTINGS, exclude=["clip 3"])
+    with pytest.raises(ValueError, match="leaves no sample"):
+        LatentDataset(folder, **SETTINGS, exclude=names)
+
+
 def test_one_sample(folder):
     latent, text, caption = LatentDataset(folder, **SETTINGS).sample(7)
     assert (latent == 7).all()

@@ -79,3 +79,13 @@ def test_a_run_without_a_step_has_no_curve(make, tmp_path):
     monitor.record(0, {"eval_loss": 1.0})
     assert monitor.close() is None
     assert not (tmp_path / LOSS_CURVE).exists()
+
+
+def test_a_damaged_line_costs_itself_only_and_is_named(make, tmp_path, capsys):
+    lines = [b'{"step": 1, "loss": 1.0}', b'{"step": 2, "lo', b"\xff\xfe\x00", b"[" * 100_000, b'{"loss": 2.0}',
+             b'{"step": 3, "loss": 3.0}', b'{"step": 9, "loss": 3.0}', b""]
+    (tmp_path / METRICS).write_bytes(b"\n".join(lines))
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 3, 9]
+    make(steps_done=5).close()
+    assert f"{tmp_path / METRICS}: line 2, 3, 4, 5 cannot be read and is left out" in capsys.readouterr().out
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 3]

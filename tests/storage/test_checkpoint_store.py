@@ -1,5 +1,6 @@
 """Checkpoints: what is written is read back, what is damaged is named, and a kill never costs a complete one."""
 
+import errno
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,6 +173,68 @@ def test_a_failed_save_is_reported_and_leaves_the_others(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         store.save(3, {"parameters": tensors(3)}, {})
     assert store.newest().step == 1
+
+
+def test_a_failed_save_is_seen_at_the_next_look_with_its_name(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path)
+    store.look()
+
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ospnext_ms.storage.checkpoint_store.write_file", full_disk)
+    store.save(2, {"parameters": tensors(2)}, {})
+    while store.saving:
+        time.sleep(0.01)
+    with pytest.raises(OSError, match=r"the checkpoint .*step_00000002 could not be written: No space left"):
+        store.look()
+    store.look()
+
+
+def test_space_is_counted_before_a_run(tmp_path, monkeypatch):
+    text = CheckpointStore(tmp_path / "new", keep_last=3).check_space(2_000_000)
+    assert text.startswith("a checkpoint takes 0.002 GB, up to 4 of them at a time; ")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_999_999))
+    with pytest.raises(OSError, match="takes 0.002 GB, all are kept; 0.002 GB are free") as caught:
+        CheckpointStore(tmp_path).check_space(2_000_000)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_checkpoint_that_is_a_link_is_read_and_let_go(tmp_path):
+    """Moved to another disk, say: what is removed is the link."""
+    saved(tmp_path / "run", 1)
+    (tmp_path / "run" / "step_00000001").rename(tmp_path / "elsewhere")
+    link = tmp_path / "run" / "step_00000001"
+    link.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / ".step_00000009.saving").symlink_to(tmp_path / "elsewhere")
+    store = CheckpointStore(tmp_path / "run", keep_last=1)
+    assert store.newest().step == 1
+    assert store.remove_leftovers() == [".step_00000009.saving"]
+    store.save(2, {"parameters": tensors(2)}, {})
+    store.wait()
+    assert not link.is_symlink()
+    assert problems_of(tmp_path / "elsewhere") == []
+    link.symlink_to(tmp_path / "gone")
+    store = CheckpointStore(tmp_path / "run")
+    store.save(1, {"parameters": tensors(1)}, {})
+    store.wait()
+    assert problems_of(link) == []
+
+
+def test_a_clean_up_that_fails_stops_nothing(tmp_path, monkeypatch, capsys):
+    saved(tmp_path, 1, 2)
+    (tmp_path / ".step_00000003.saving").mkdir()
+
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    store = CheckpointStore(tmp_path, keep_last=1)
+    assert store.remove_leftovers() == []
+    store.save(4, {"parameters": tensors(4)}, {})
+    store.wait()
+    assert store.newest().step == 4
+    assert ".step_00000003.saving could not be deleted: [Errno 13]" in capsys.readouterr().out
 
 
 def test_bad_arguments_are_named(tmp_path):

@@ -1,5 +1,7 @@
 """Atomic files and folders: complete under their name, or what was there before."""
 
+import errno
+
 import pytest
 
 from ospnext_ms.storage.files import atomic_folder, atomic_path
@@ -59,6 +61,15 @@ def test_file_has_the_permissions_of_a_plain_one(tmp_path):
     with atomic_path(tmp_path / "atomic") as temporary:
         temporary.write_text("x")
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("write", [write_half, fill_half])
+def test_a_full_disk_is_told_with_the_path(tmp_path, write):
+    """The system does not say which file it is that does not fit."""
+    with pytest.raises(OSError, match=r"No space left on device: '.*big'") as caught:
+        write(tmp_path / "big", OSError(errno.ENOSPC, "No space left on device"))
+    assert caught.value.errno == errno.ENOSPC
+    assert names(tmp_path) == []
 
 
 def test_folder_appears_only_when_complete(tmp_path):

@@ -179,8 +179,12 @@ def test_a_number_that_is_none_stops_before_the_update_and_names_step_and_rank(t
     updates = []
     plain = step.update
     monkeypatch.setattr(step, "update", lambda *arguments: (plain(*arguments), updates.append(arguments[2])))
-    with pytest.raises(FloatingPointError, match="step 4: loss or gradient is not finite on rank 0"):
+    with pytest.raises(FloatingPointError, match="step 4: loss or gradient is not finite on rank 0") as caught:
         run.run()
+    first, second = good(3).names
+    suspects = f"{second} (not finite as stored)" if bad == "data" else f"{first}, {second}"
+    assert str(caught.value).endswith(f"Samples of the step: rank 0: {suspects}. train_dataset.exclude leaves samples "
+                                      "out, by name")
     assert updates == [0, 1, 2]
     assert [path.name for path in run.store.paths()] == ["step_00000002"]
     assert CheckpointStore(run.store.folder).newest().step == 2
@@ -264,6 +268,64 @@ def test_figures_evaluation_and_scalars_are_written(tmp_path, data, capsys):
         assert word in line
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents*"))
     assert json.loads((tmp_path / "run" / "configuration.json").read_text())["seed"] == 3
+
+
+def test_an_evaluation_that_a_stop_left_out_is_made(tmp_path, data, capsys):
+    """Killed between the last checkpoint and the evaluation that was due, or between an earlier pair of them."""
+    values = pynative(tmp_path / "run", data, steps=4, every=2)
+    values["eval_dataset"] = {"path": str(data), "clips": 1, "sigmas": 2, "every": 2}
+    trainer(tmp_path, values).run()
+    whole = read_metrics(tmp_path / "run")
+    file = tmp_path / "run" / "metrics.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in whole if not ("eval_loss" in r and r["step"] == 4)))
+    trainer(tmp_path, values).run()
+    made = [record for record in read_metrics(tmp_path / "run") if "eval_loss" in record]
+    assert made == [record for record in whole if "eval_loss" in record]
+    assert "nothing to do" not in capsys.readouterr().out
+    before = file.read_text()
+    trainer(tmp_path, values).run()
+    assert "nothing to do: all 4 steps are done" in capsys.readouterr().out
+    assert file.read_text() == before
+
+
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path, data, capsys):
+    values = pynative(tmp_path / "run", data, steps=5, every=50)
+    run = trainer(tmp_path, values)
+    plain = run.train_step
+
+    def train(inputs):
+        run.interruption.asked = 15 if run.steps_done == 2 else 0
+        return plain(inputs)
+
+    run.train_step = train
+    with pytest.raises(SystemExit) as caught:
+        run.run()
+    assert caught.value.code == 143
+    assert "SIGTERM: step 3 is done and saved" in capsys.readouterr().out
+    assert CheckpointStore(run.store.folder).newest().step == 3
+    trainer(tmp_path, values).run()
+    trainer(tmp_path, pynative(tmp_path / "undisturbed", data, steps=5, every=50)).run()
+    assert exact_figures(tmp_path / "run") == exact_figures(tmp_path / "undisturbed")
+
+
+def test_excluded_samples_are_counted_and_may_be_added_when_a_run_goes_on(tmp_path, data, capsys):
+    values = pynative(tmp_path / "run", data, steps=1, every=1)
+    trainer(tmp_path, values).run()
+    run = trainer(tmp_path, values, "train_dataset.exclude=[clip3, clip5]", "runner_config.steps=2")
+    assert run.steps_done == 1
+    assert "2 samples are left out (train_dataset.exclude)" in capsys.readouterr().out
+    assert len(run.source) == 10
+
+
+def test_a_failed_save_ends_the_run_at_the_next_step(tmp_path, data, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ospnext_ms.storage.checkpoint_store.write_file", full_disk)
+    run = trainer(tmp_path, pynative(tmp_path / "run", data, steps=50, every=2))
+    with pytest.raises(OSError, match=r"the checkpoint .*step_00000002 could not be written: No space left"):
+        run.run()
+    assert 2 <= run.steps_done <= 10
 
 
 def test_recomputed_blocks_give_the_same_gradients(tmp_path, data):

@@ -59,7 +59,8 @@ def main(arguments):
     threading.Thread(target=_leave_with_the_trainer, args=(os.getppid(),), daemon=True).start()
     # What a reward prints belongs on the trainer's error output, not into what the trainer prints itself.
     os.dup2(2, 1)
-    # Ctrl-C reaches the whole process group; the trainer decides when this process ends.
+    # The trainer decides when this process ends; what it blocks for itself is inherited.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         scorer = resolve(name)(**json.loads(keywords))
