@@ -128,7 +128,8 @@ class VideoSection:
     def __post_init__(self):
         check_frames("frames", self.frames)
         require_at_least(self, 1, "fps")
-        require(0 <= self.crf <= 51, f"crf is {self.crf}; it must be from 0 (lossless) to 51 (worst)")
+        # 0 would be lossless, in a profile of H.264 (High 4:4:4) that hardly any player shows.
+        require(1 <= self.crf <= 51, f"crf is {self.crf}; it must be from 1 (nearly lossless) to 51 (worst)")
 
 
 def check_video_size(height, width, patch_size):

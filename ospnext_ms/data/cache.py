@@ -68,7 +68,7 @@ def read_clips(path):
     tensors, metadata = read_header(path)
     try:
         return tensors, json.loads(metadata["samples"]), json.loads(metadata["left_out"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a shard of clips: {error!r}") from error
 
 
@@ -84,7 +84,7 @@ def read_texts(path):
     try:
         captions = json.loads(metadata["captions"])
         return [tensors[str(i)] for i in range(len(captions))], captions
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a shard of text embeddings: {error!r}") from error
 
 
@@ -113,7 +113,7 @@ def indexed_hashes(folder):
     """{file name: SHA-256} of a folder's index; empty where there is none, or one without hashes."""
     try:
         return json.loads((Path(folder) / INDEX).read_text(encoding="utf-8")).get("sha256", {})
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
 
@@ -148,7 +148,7 @@ class Cache:
             self.samples = [Sample(*fields, tuple(texts)) for *fields, texts in index["samples"]]
             # Caches of earlier versions have none, and are taken at their names.
             self._hashes = dict(index.get("sha256", {}))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not an index of a cache: {error!r}") from error
         self._checked = set()
         # Headers only, a few kilobytes each.

@@ -1,6 +1,7 @@
 """Prompts: cleaning and tokenizing. B batch, L = text_len."""
 
 import html
+import os
 import warnings
 from pathlib import Path
 
@@ -88,6 +89,8 @@ def _load(folder):
     if not (folder / CONFIG_FILE).is_file() or not any((folder / name).is_file() for name in VOCABULARY_FILES):
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
         raise FileNotFoundError(f"tokenizer folder {folder} is incomplete: it holds {found}; {expected}")
+    # It advises users of models to install PyTorch; here are tokenizers only.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     # Importing transformers takes seconds, which commands that need no tokenizer should not pay.
     from transformers import AutoTokenizer
 

@@ -26,11 +26,14 @@ def write_mp4(path, frames: Iterable[np.ndarray], fps: float, crf: int) -> int:
     Args:
         frames: uint8 RGB frames of one even height and width, or an array [F, H, W, 3] of them.
         fps: frames per second.
-        crf: H.264's constant rate factor, 0 (lossless up to the colour conversion) to 51 (worst).
+        crf: H.264's constant rate factor, 1 (nearly lossless) to 51 (worst). 0 is another profile, which players
+            cannot show.
 
     Raises:
-        ValueError: no frames, frames of another dtype or shape, or an odd size, which yuv420p does not have.
+        ValueError: another crf, no frames, frames of another dtype or shape, or an odd size, which yuv420p has not.
     """
+    if not 1 <= crf <= 51:
+        raise ValueError(f"crf is {crf}; it must be from 1 (nearly lossless) to 51 (worst)")
     with atomic_path(path) as temporary, av.open(str(temporary), "w", options={"movflags": "+faststart"}) as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})

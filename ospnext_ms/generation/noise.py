@@ -13,11 +13,11 @@ def starting_noise(shape, seed, index):
 def load_starting_noise(config, count):
     """What `sampling.starting_noise` names, for `count` videos: float array [count, 16, T, H/8, W/8], or None.
 
-    An array of one video [16, T, H/8, W/8] serves all of them. The file is mapped, not read.
+    An array of one video [16, T, H/8, W/8] serves all of them. The file is mapped, and its numbers looked at.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not a .npy file of floats, or of another shape.
+        ValueError: not a .npy file of floats, of another shape, or with numbers in it that are not finite.
     """
     name = config.sampling.starting_noise
     if name is None:
@@ -34,4 +34,7 @@ def load_starting_noise(config, count):
     if noise.dtype.kind != "f" or noise.shape not in (shape, (count, *shape)):
         raise ValueError(f"sampling.starting_noise: {name} holds {noise.dtype} {noise.shape}; expected floats {shape}, "
                          f"or {(count, *shape)} for the {count} videos of this run")
+    for video in noise.reshape(-1, *shape):
+        if not np.isfinite(video).all():
+            raise ValueError(f"sampling.starting_noise: {name} holds numbers that are not finite (NaN or infinite)")
     return np.broadcast_to(noise, (count, *shape))

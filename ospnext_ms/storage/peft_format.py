@@ -63,7 +63,7 @@ def read_adapter_config(folder):
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         kind, rank, alpha, targets = (content[key] for key in ("peft_type", "r", "lora_alpha", "target_modules"))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder / CONFIG_FILE} is no adapter's configuration: {error!r}") from error
     odd = [f"{key} {content[key]!r}" for key, plain in _UNSUPPORTED.items()
            if (content.get(key) or None) != (plain or None)]

@@ -127,7 +127,7 @@ def read_header(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], dict[
         header = json.loads(text)
         metadata = header.pop("__metadata__", {})
         spans = {name: _parse_entry(entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a safetensors file: bad header ({error!r})") from error
     _check_spans(path, size - 8 - length, spans)
     ordered = sorted(spans.items(), key=lambda item: item[1][2:])
@@ -170,7 +170,7 @@ def read_index(path: str | os.PathLike) -> dict[str, list[str]]:
         shards = {}
         for name, shard in weight_map.items():
             shards.setdefault(shard, []).append(name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not an index of shards: it needs a 'weight_map'") from error
     foreign = [shard for shard in shards if Path(shard).name != shard]
     if foreign:
@@ -201,7 +201,9 @@ def find_weights_file(folder: Path, suffixes: tuple[str, ...] = (".safetensors",
     files = [entry for entry in visible if entry.suffix in suffixes]
     found = indices or files
     if not found:
-        raise FileNotFoundError(f"no {' or '.join(suffixes)} file in {folder}")
+        inner = ", ".join(sorted(entry.name for entry in Path(folder).iterdir() if entry.is_dir())[:10])
+        raise FileNotFoundError(f"no {' or '.join(suffixes)} file in {folder}"
+                                + (f"; give one of its folders ({inner}) where the weights lie there" if inner else ""))
     if len(found) > 1:
         raise ValueError(f"several sets of weights in {folder}, give one of them or an index of the shards: "
                          f"{', '.join(entry.name for entry in found[:10])}")

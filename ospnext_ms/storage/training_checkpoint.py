@@ -123,7 +123,7 @@ def read_manifest(path):
     try:
         content = json.loads(data)["content"]
         intact = data == _manifest_bytes(content)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error!r}") from error
     if not intact:
         raise ValueError(f"{file} is damaged: its checksum does not fit")

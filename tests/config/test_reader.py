@@ -74,7 +74,7 @@ def test_wrong_overrides(override, expected):
     ("video.width=0", "nearest valid: 16"),
     ("video.width=7", "nearest valid: 16$"),
     ("video.fps=0", "at least 1"),
-    ("video.crf=52", "from 0"),
+    ("video.crf=52", "from 1"), ("video.crf=0", "from 1"),
     ("sampling.steps=0", "sampling: steps is 0; it must be at least 1"),
     ("sampling.shift=0", "above 0"),
     ("sampling.shift=.nan", "sampling.shift: the number nan is not between -4294967296 and 4294967296"),

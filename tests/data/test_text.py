@@ -1,13 +1,17 @@
 """Cleaning of prompts, and a tokenizer folder built on the spot."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pytest
 
 from ospnext_ms.data.text import Tokenizer, clean_prompt
+from tests.support.paths import ROOT
 
 pytest.importorskip("transformers")
 WORDS = ["a", "cat", "runs", "over", "the", "wet", "grass", "&", "猫"]
@@ -32,6 +36,16 @@ def write_tokenizer(folder, ends_texts=True, pads=True):
     special = {"eos_token": "</s>", "unk_token": "<unk>"} | ({"pad_token": "<pad>"} if pads else {})
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     return folder
+
+
+def test_nothing_alarming_is_said_without_a_framework_for_models(tmp_path):
+    """transformers advises to install PyTorch, which tokenizers do not need."""
+    write_tokenizer(tmp_path)
+    code = f"from ospnext_ms.data.text import Tokenizer; Tokenizer({str(tmp_path)!r}, 8)(['a cat'])"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TRANSFORMERS_")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+                          env=environment | {"USE_TORCH": "0", "USE_TF": "0", "USE_FLAX": "0", "PYTHONPATH": str(ROOT)})
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 @pytest.fixture(scope="module")

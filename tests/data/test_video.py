@@ -86,6 +86,16 @@ def test_frames_that_cannot_be_written(tmp_path, frames, expected):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("crf", [0, 52])
+def test_what_players_cannot_show_is_not_written(tmp_path, crf):
+    """Lossless H.264 is of a profile that browsers and devices do not have."""
+    with pytest.raises(ValueError, match=f"crf is {crf}; it must be from 1"):
+        write_mp4(tmp_path / "a.mp4", flat_frames(48, 80), fps=8, crf=crf)
+    write_mp4(tmp_path / "a.mp4", flat_frames(48, 80), fps=8, crf=1)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.streams.video[0].codec_context.profile in ("High", "Main", "Constrained Baseline")
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no video file .*a\.mp4"):
         read_video(tmp_path / "a.mp4")

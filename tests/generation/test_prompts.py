@@ -115,6 +115,10 @@ def test_noise_from_a_file(configure, tmp_path):
     np.testing.assert_array_equal(load_starting_noise(config, 3), noise)
     np.save(path, noise[1].astype(np.float16))
     np.testing.assert_array_equal(load_starting_noise(config, 2), np.stack([noise[1].astype(np.float16)] * 2))
+    noise[2, 0, 0, 0, 0] = np.nan
+    np.save(path, noise)
+    with pytest.raises(ValueError, match=r"holds numbers that are not finite"):
+        load_starting_noise(config, 3)
     assert load_starting_noise(configure(sampling={"starting_noise": None}), 2) is None
 
 

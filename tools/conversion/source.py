@@ -52,11 +52,34 @@ def open_source(kind: str, path: Path) -> Source:
         if problems:
             raise ValueError(f"{path} is refused: " + "; ".join(problems))
         return Source(path, read_group(path), None)
-    if path.is_dir() and (path / "model_index.json").is_file():
-        path = path / _PIPELINE_FOLDERS[kind]
+    if path.is_dir():
+        path = _folder_of_network(kind, path)
     weights = _find_weights(kind, path) if path.is_dir() else path
     config = weights.parent / "config.json"
     return Source(weights, _read_tensors(weights), _read_config(config) if config.is_file() else None)
+
+
+def _folder_of_network(kind, folder):
+    """The folder itself, or in a pipeline's folder that of the network."""
+    is_pipeline = (folder / "model_index.json").is_file()
+    if kind == "dit":
+        _refuse_two_transformers(folder)
+    if not is_pipeline:
+        return folder
+    inner = folder / _PIPELINE_FOLDERS[kind]
+    if not inner.is_dir():
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir() if entry.is_dir())) or "none"
+        raise FileNotFoundError(f"{folder} is a pipeline of diffusers without the folder {inner.name} that the weights "
+                                f"should lie in (its folders: {there}); was it downloaded completely?")
+    return inner
+
+
+def _refuse_two_transformers(folder):
+    """ValueError for Wan2.2's A14B, which has one transformer for high and another for low noise."""
+    for pair in (("high_noise_model", "low_noise_model"), ("transformer", "transformer_2")):
+        if all((folder / name).is_dir() for name in pair):
+            raise ValueError(f"{folder} holds two transformers ({' and '.join(pair)}), as Wan2.2's A14B does, which is "
+                             "not supported: Wan2.1 and OSP-Next have one. To convert one of the two give its folder")
 
 
 def _find_weights(kind, folder):
@@ -92,7 +115,7 @@ def _read_file(path):
 def _read_config(path):
     try:
         config = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no configuration: expected an object")

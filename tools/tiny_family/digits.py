@@ -13,8 +13,13 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+
+try:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+except ImportError as error:
+    raise SystemExit(f"error: the digits come with scikit-learn, which is not here ({error}); it is one of the test "
+                     "packages: pip install -r requirements-test.txt") from error
 
 NUM_FRAMES, FRAME_SIZE, FPS = 17, 128, 8
 GLYPH_SIZE = 80
