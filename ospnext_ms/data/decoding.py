@@ -104,10 +104,14 @@ class VideoFile:
         return (self.container.format.name in _DECODING_TIMES_ONLY and self.stream.codec_context.has_b_frames
                 or self.stream.start_time is None)
 
+    def decoded(self):
+        """Frames as they come, from where the container stands."""
+        return _guarded(self.container.decode(self.stream), self.path)
+
     def first_frame(self):
         """The first frame that can be decoded. ValueError where there is none."""
         self._rewind()
-        frame = next(self.container.decode(self.stream), None)
+        frame = next(self.decoded(), None)
         if frame is None:
             raise ValueError(f"{self.path} holds no frames")
         return frame
@@ -160,6 +164,9 @@ class VideoFile:
             self.container.close()
             raise ValueError(f"{self.path} holds no video stream")
         self.stream = self.container.streams.video[0]
+        if self.stream.codec_context is None:
+            self.container.close()
+            raise ValueError(f"{self.path} is in a video codec that FFmpeg cannot decode here")
         # Parallel work is spread over files; threads inside each would only wait for one another.
         self.stream.codec_context.thread_count = 1
 
@@ -197,7 +204,7 @@ class VideoFile:
     def _timed(self, origin):
         """(time, frame); a frame without a time (raw streams have none) follows the one before it."""
         expected, is_numbered = 0.0, self._numbered
-        for frame in self.container.decode(self.stream):
+        for frame in self.decoded():
             if is_numbered or frame.pts is None:
                 time = expected
             else:
@@ -209,7 +216,7 @@ class VideoFile:
     def _timed_packets(self):
         """(time of display, duration) of all packets, sorted, in time units; None where some have no time."""
         self._rewind()
-        packets = [packet for packet in self.container.demux(self.stream) if packet.size and not packet.is_discard]
+        packets = [packet for packet in _guarded(self.container.demux(self.stream), self.path) if packet.size and not packet.is_discard]
         if any(packet.pts is None for packet in packets):
             return None
         return sorted({packet.pts: packet.duration or 0 for packet in packets}.items())
@@ -220,3 +227,11 @@ class VideoFile:
             times.append(time)
             end = self.shown_until(time, frame)
         return times, end
+
+
+def _guarded(items, path):
+    """What PyAV gives; it stumbles over streams that begin in the middle of a file."""
+    try:
+        yield from items
+    except IndexError as error:
+        raise ValueError(f"{path} cannot be decoded: a stream begins in its middle") from error

@@ -76,7 +76,7 @@ def iterate_video(path) -> Iterator[np.ndarray]:
         ValueError: the file holds no video that can be decoded.
     """
     with opened(path) as video:
-        for frame in video.container.decode(video.stream):
+        for frame in video.decoded():
             yield upright(frame)
 
 

@@ -16,6 +16,7 @@ from ospnext_ms.generation.noise import load_starting_noise
 from ospnext_ms.generation.prompts import list_videos
 from ospnext_ms.parallel.degrees import check_generation, world_size
 from ospnext_ms.storage.files import atomic_path
+from ospnext_ms.storage.fingerprint import of_whole_file
 
 SHEET_COLUMNS = 8
 # More rows or cells than these nobody can look at; of longer runs the first ones are shown.
@@ -46,6 +47,7 @@ def generate(config):
 
     runtime = start(config.context)
     team = join(config.parallel_config)
+    _check_agreement(config, requests, team.mesh)
     paths, rows = [], {}
     pipeline = TextToVideo(config, runtime, [request.prompt for request in requests], noise, team)
     for video in pipeline.videos():
@@ -58,6 +60,16 @@ def generate(config):
     if team.mesh.size > 1:
         rows = _gather_rows(config, team.mesh, min(len(requests), MAX_SHEET_ROWS), rows)
     return paths + (_write_overviews(config, requests, rows) if team.mesh.rank == 0 else [])
+
+
+def _check_agreement(config, requests, mesh):
+    """ValueError, on all processes, where they were given other settings, prompts or noise."""
+    from ospnext_ms.parallel.agreement import check_agreement
+
+    noise = config.sampling.starting_noise
+    check_agreement(mesh.world_group, dataclasses.asdict(config) | {
+        "the list of prompts": [request.prompt for request in requests],
+        "contents of sampling.starting_noise": noise and of_whole_file(noise)})
 
 
 def _sheet_frames(config):

@@ -130,6 +130,14 @@ def test_a_matrix_that_turns_by_less_than_a_quarter_is_refused(tmp_path):
         probe(tmp_path / "a.mp4")
 
 
+def test_a_codec_that_is_not_known_is_named(tmp_path):
+    write_with(tmp_path / "a.mkv", counting_frames(5))
+    data = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "a.mkv").write_bytes(data.replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XYZ"))
+    with pytest.raises(ValueError, match=r"a\.mkv is in a video codec that FFmpeg cannot decode here"):
+        probe(tmp_path / "a.mkv")
+
+
 def test_interlaced_and_hdr_videos_are_known(tmp_path):
     write_with(tmp_path / "i.ts", panning(9, 3), file_format="mpegts", options={"x264-params": "tff=1"})
     write_with(tmp_path / "pq.mp4", panning(9, 3), curve=16)

@@ -60,7 +60,8 @@ def two(four, tmp_path_factory):
     shutil.copytree(source, folder / "run")
     parallel = dict(skiparse_parallel=1, data_parallel=2, parameter_shard=2)
     results, output = workers(2, folder, resume=settings(folder / "run", data, MORE, **parallel),
-                              nan=settings(folder / "nan", data, 3, **parallel))
+                              nan=settings(folder / "nan", data, 3, **parallel),
+                              disagree=settings(folder / "disagree", data, 3, **parallel))
     return results, output, folder
 
 
@@ -123,4 +124,14 @@ def test_bad_data_on_one_rank_stop_all_before_the_update_and_are_named(two):
     for result in results["nan"]:
         assert result["steps_done"] == 1
         assert "step 2: loss or gradient is not finite on rank 1 " in result["message"]
+        assert ". Samples of the step: rank 1: clip" in result["message"]
     assert not (folder / "nan" / "checkpoints" / "step_00000002").exists()
+
+
+def test_processes_that_were_given_different_settings_all_say_so(two):
+    results, _, folder = two
+    messages = {result["message"] for result in results["disagree"]}
+    assert len(messages) == 1
+    message = messages.pop()
+    assert "seed is not on rank 1 what it is on rank 0; lr_schedule is not on rank 1 what it is on rank 0" in message
+    assert not (folder / "disagree" / "checkpoints").exists()

@@ -55,6 +55,18 @@ def not_a_number(config, runtime, mesh):
     return {"message": "trained to the end"}
 
 
+def disagree(config, runtime, mesh):
+    """Rank 1 was started with another seed and learning rate."""
+    if mesh.rank == 1:
+        rates = replace(config.lr_schedule, learning_rate=2e-3)
+        config = replace(config, seed=config.seed + 1, lr_schedule=rates)
+    try:
+        Trainer(config, runtime, mesh)
+    except ValueError as error:
+        return {"message": str(error)}
+    return {"message": "trains along"}
+
+
 def main(folder, *scenarios):
     """Joins the processes and runs scenarios, each with FOLDER/SCENARIO.yaml; all have the same parallel_config."""
     folder = Path(folder)
@@ -63,7 +75,8 @@ def main(folder, *scenarios):
     runtime = start(first.context)
     mesh = start_processes(first.parallel_config)
     for name, config in configs.items():
-        result = {"save": save, "resume": resume, "nan": not_a_number}[name](config, runtime, mesh)
+        result = {"save": save, "resume": resume, "nan": not_a_number,
+                  "disagree": disagree}[name](config, runtime, mesh)
         (folder / f"{name}_rank_{mesh.rank}.json").write_text(json.dumps(result))
 
 
