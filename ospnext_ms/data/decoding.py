@@ -191,7 +191,7 @@ class VideoFile:
                 self.container.seek(origin + int(target / self.stream.time_base), stream=self.stream, backward=True)
                 frames = self._timed(origin)
                 time, frame = next(frames, (math.inf, None))
-            except av.error.FFmpegError:
+            except (av.error.FFmpegError, ValueError):
                 continue
             if time <= start and frame.key_frame and not frame.is_corrupt:
                 return chain([(time, frame)], frames)
@@ -216,7 +216,8 @@ class VideoFile:
     def _timed_packets(self):
         """(time of display, duration) of all packets, sorted, in time units; None where some have no time."""
         self._rewind()
-        packets = [packet for packet in _guarded(self.container.demux(self.stream), self.path) if packet.size and not packet.is_discard]
+        packets = _guarded(self.container.demux(self.stream), self.path)
+        packets = [packet for packet in packets if packet.size and not packet.is_discard]
         if any(packet.pts is None for packet in packets):
             return None
         return sorted({packet.pts: packet.duration or 0 for packet in packets}.items())
