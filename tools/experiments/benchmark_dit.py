@@ -16,6 +16,7 @@ import numpy as np
 
 from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.models.flops import forward_flops
+from ospnext_ms.reporting.clock import STEPS_OF_TRIALS
 from ospnext_ms.storage.files import atomic_path
 
 SPARSE = DiTConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=8, freq_dim=256, text_dim=64, text_len=64,
@@ -60,10 +61,11 @@ def torch_forwards(grid):
     return {name: forward(config) for name, config in CONFIGS.items()}
 
 
-def alternate(forwards, repeats):
-    """Seconds of every repeat after one warm-up each: {name: [float]}."""
-    for forward in forwards.values():
-        forward()
+def alternate(forwards, repeats, unmeasured):
+    """Seconds of every repeat after `unmeasured` calls of each: {name: [float]}."""
+    for _ in range(unmeasured):
+        for forward in forwards.values():
+            forward()
     seconds = {name: [] for name in forwards}
     for _ in range(repeats):
         for name, forward in forwards.items():
@@ -86,8 +88,9 @@ def main():
     result = {"grid": grid, "flops": flops, "flop_ratio": predicted}
     print(f"grid {grid}, {np.prod(grid)} tokens, FLOP ratio full / sparse {predicted:.2f}")
     print(f"{'framework':<16}{'full s':>18}{'sparse s':>18}{'ratio':>8}{'of FLOP ratio':>16}{'GFLOP/s full':>14}")
-    for framework, forwards in (("MindSpore", mindspore_forwards), ("torch_reference", torch_forwards)):
-        seconds = alternate(forwards(grid), args.repeats)
+    for framework, forwards, unmeasured in (("MindSpore", mindspore_forwards, STEPS_OF_TRIALS),
+                                            ("torch_reference", torch_forwards, 1)):
+        seconds = alternate(forwards(grid), args.repeats, unmeasured)
         median = {name: float(np.median(values)) for name, values in seconds.items()}
         ratio = median["full"] / median["sparse"]
         columns = "".join(

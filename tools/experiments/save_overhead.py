@@ -4,7 +4,7 @@ r"""What saving checkpoints costs a training run, measured on one:
         --set eval_dataset=null --set runner_config.steps=80 --set callbacks.save_checkpoint_steps=10
 
 Steps that began while a checkpoint was being copied or written are compared with the median of the others. The first
-step of a run compiles and is left out.
+steps of a run, in which it compiles and tries numbers of threads, are left out.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import numpy as np
 from ospnext_ms.config.reader import add_config_options, load_config
 from ospnext_ms.config.train import TrainConfig
 from ospnext_ms.parallel.degrees import check_parallel, world_size
+from ospnext_ms.reporting.clock import STEPS_OF_TRIALS
 from ospnext_ms.reporting.metrics import read_metrics
 from ospnext_ms.runtime import start_run
 from ospnext_ms.training.loop import Trainer
@@ -46,7 +47,7 @@ def overheads(seconds, saves):
     the median seconds of undisturbed steps.
 
     Args:
-        seconds: {step: its seconds}, without the first. saves: of WatchedTrainer.
+        seconds: {step: its seconds}, without the first ones. saves: of WatchedTrainer.
     """
     median = float(np.median([value for step, value in seconds.items() if not any(saves[step])]))
     found = []
@@ -68,7 +69,7 @@ def main():
     check_parallel(config.parallel_config, config.model.dit, world_size())
     trainer = WatchedTrainer(config, *start_run(config))
     trainer.run()
-    steps = [record for record in read_metrics(config.output_dir) if "loss" in record][1:]
+    steps = [record for record in read_metrics(config.output_dir) if "loss" in record][STEPS_OF_TRIALS:]
     saves, median = overheads({record["step"]: record["step_seconds"] for record in steps}, trainer.saves)
     print(f"undisturbed steps: median {median:.4f} s")
     for step, count, still, extra in saves:
