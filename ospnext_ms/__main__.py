@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import signal
 import sys
 
 # Command -> (module with add_arguments(parser) and run(arguments) -> exit code, one line of help). Modules are imported
@@ -15,6 +16,9 @@ COMMANDS = {
     "plan": ("ospnext_ms.commands.plan", "memory, operations and communication of a run, before it starts"),
     "doctor": ("ospnext_ms.commands.doctor", "show what this machine can run"),
 }
+
+# They finish what they do when a signal comes (see training/interruption.py).
+ANSWER_SIGNALS = frozenset({"train", "post-train"})
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
@@ -29,6 +33,16 @@ def main(argv=None):
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, (_, text) in COMMANDS.items()}
     chosen = next((argument for argument in arguments if argument in COMMANDS), None)
+    # Before the first import of a library that starts threads, which inherit it.
+    held = {signal.SIGTERM, signal.SIGINT} if chosen in ANSWER_SIGNALS else set()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        return _run(parser, parsers, chosen, arguments)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _run(parser, parsers, chosen, arguments):
     module = importlib.import_module(COMMANDS[chosen][0]) if chosen else None
     if module:
         module.add_arguments(parsers[chosen])

@@ -16,7 +16,8 @@ _POLL_SECONDS = 0.5
 class Interruption:
     """Context in which the first signal is noted, and the second ends the process at once.
 
-    To be entered by the main thread before a framework starts threads: they inherit what is blocked.
+    To be entered by the main thread with the signals blocked since before a library started threads (see __main__.py):
+    they inherit what is blocked.
 
     Attributes:
         asked: number of the signal that asks for an end, 0 for none.
@@ -29,8 +30,8 @@ class Interruption:
 
     def __enter__(self):
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        # What a second signal does, which is not waited for any more.
-        self._handlers = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+        # For a thread that does not block them after all: the main thread then hears of it when it can.
+        self._handlers = {number: signal.signal(number, self._caught) for number in SIGNALS}
         self._thread = threading.Thread(target=self._wait, daemon=True, name="signals")
         self._thread.start()
         return self
@@ -47,20 +48,21 @@ class Interruption:
         self._is_obeyed = True
 
     def _wait(self):
-        caught = None
-        while caught is None and not self._left.is_set():
+        while not self._left.is_set():
             caught = signal.sigtimedwait(SIGNALS, _POLL_SECONDS)
-        if caught is None:
-            return
-        name = signal.Signals(caught.si_signo).name
-        if not self._is_obeyed:
-            print(f"{name}: ended before the first step", file=sys.stderr, flush=True)
-            os._exit(exit_status(caught.si_signo))
+            if caught is not None:
+                self._caught(caught.si_signo)
+
+    def _caught(self, number, frame=None):
+        name = signal.Signals(number).name
+        if self.asked or not self._is_obeyed:
+            print(f"{name}: ended at once" if self.asked else f"{name}: ended before the first step", file=sys.stderr,
+                  flush=True)
+            sys.stdout.flush()
+            os._exit(exit_status(number))
+        self.asked = int(number)
         print(f"{name}: the step is finished and saved, then the run ends; a second signal ends it at once",
               file=sys.stderr, flush=True)
-        self.asked = int(caught.si_signo)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        self._left.wait()
 
 
 def exit_status(number):
