@@ -11,6 +11,7 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
+from ospnext_ms.kernels.graphs import compile_once
 from ospnext_ms.models.config import QuantConfig
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.models.lora import Adapters
@@ -89,6 +90,8 @@ def assemble_dit(config, runtime, mesh=None, tensors: Mapping | None = None, ori
         # Asked for after sharding, which puts other parameters in the place of those before.
         parameters = dict(net.parameters_and_names())
         set_tensors({name: parameters[name] for name in names}, tensors, origin, sharded)
+    if training and runtime.compiled:
+        compile_once(net.blocks, ["full" if pattern == "full" else "sparse" for pattern in config.block_patterns])
     if recompute:
         for block in net.blocks:
             block.recompute()

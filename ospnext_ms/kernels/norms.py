@@ -27,5 +27,6 @@ def rms_norm(x, weight, eps):
     """
     x = x.astype(ms.float32)
     if for_ascend():
-        return ops.rms_norm(x, weight, eps)[0]
+        # MindSpore copies a parameter that this operator's gradient reads anyway, by a legacy operator.
+        return ops.rms_norm(x, mint.clone(weight), eps)[0]
     return x * ops.rsqrt(ops.square(x).mean(-1, keep_dims=True) + eps) * weight

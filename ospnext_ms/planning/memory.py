@@ -6,12 +6,16 @@ fp32, `c` for the compute dtype, `r` for the residual stream.
 
 from dataclasses import dataclass
 
+from ospnext_ms.models.sizes import TEMPORAL_COMPRESSION
+from ospnext_ms.parallel.degrees import layout
 from ospnext_ms.planning import shapes
 from ospnext_ms.skiparse import SkiparsePlan
 from ospnext_ms.training.chunks import CHUNK_SIZE
 
 # FlashAttentionScore keeps the maximum and the sum of the softmax, 8 fp32 values each.
 _FLASH_STATISTICS = 64
+# Parameters of the VAE for dim 1, and maps of full size, dim channels and the frames of a latent frame alive at once.
+_VAE_WEIGHTS, _VAE_MAPS = 13_800, 8
 # Gradients alive at once in the backward pass of a block: those of q, k, v in fp32 and of the residual stream twice.
 _GRADIENTS_IN_FLIGHT = 20
 
@@ -59,7 +63,28 @@ def _generation(workload):
                             **_weight_copies(workload, parameters, recompute=True)}}
     if workload.text_encoder is not None:
         phases["text"] = {"text encoder": workload.stored * shapes.umt5_count(workload.text_encoder)}
+    if workload.vae is not None:
+        phases["decoding"] = {"VAE": 4 * _VAE_WEIGHTS * workload.vae.dim**2, "frames under way": _vae_work(workload)}
     return Memory({}, phases)
+
+
+def _vae_work(workload):
+    """Tensors of a chunk of frames at the full size, where the decoder is widest beside its size, in fp32."""
+    height, width = (min(pixels, workload.vae_tile or pixels) for pixels in workload.video[:2])
+    return 4 * _VAE_MAPS * workload.vae.dim * height * width * TEMPORAL_COMPRESSION
+
+
+def outside(workload):
+    """{what: bytes} of a device that nothing here plans and no dry run sees.
+
+    HCCL takes two buffers of HCCL_BUFFSIZE, 200 MB where it is not set, for every group of ranks (CANN's documentation
+    of that variable). What CANN's context and the workspaces of its operators take is an assumption.
+    """
+    parallel = workload.parallel
+    groups = layout(workload.devices, parallel.skiparse_parallel, parallel.ulysses_parallel, parallel.parameter_shard,
+                    rank=0)
+    count = len({ranks for ranks in groups.values() if len(ranks) > 1})
+    return {"HCCL's buffers": count * 2 * 200 * 2**20, "CANN's context and workspaces (assumed)": 3 * 10**9}
 
 
 def tokens_of_device(workload):

@@ -7,8 +7,6 @@ from ospnext_ms.planning import communication, memory, shapes
 
 GB = 10**9
 DEVICES_GB = (64, 128)
-# Left to CANN, communication buffers and fragmentation; an assumption, not a measurement.
-RESERVE_GB = 4
 # Measured on an H200 in bf16: large matrix products, and attention with cuDNN.
 LINEAR_TFLOPS, ATTENTION_TFLOPS = 790, 570
 
@@ -19,7 +17,7 @@ def make_plan(workload):
     parameters = shapes.dit_parameters(dit)
     options = {"with recompute": True, "without recompute": False} if workload.trained else {"as it runs": False}
     estimates = {name: memory.estimate(workload, recompute) for name, recompute in options.items()}
-    chosen = memory.estimate(workload)
+    chosen, outside = memory.estimate(workload), memory.outside(workload)
     most, mean = communication.video_bytes(workload)
     return {
         "run_mode": workload.run_mode, "notes": list(workload.notes), "video": list(workload.video),
@@ -32,7 +30,8 @@ def make_plan(workload):
         "memory": {name: {"lasting": value.lasting, "phases": value.phases, "total": value.total}
                    for name, value in estimates.items()},
         "total": chosen.total,
-        "fits": {gb: chosen.total <= (gb - RESERVE_GB) * GB for gb in DEVICES_GB},
+        "outside": outside,
+        "fits": {gb: chosen.total + sum(outside.values()) <= gb * GB for gb in DEVICES_GB},
         "flops": _flops(workload),
         "speed_up": _speed_up(dit, grid),
         "bytes_of_a_forward": {"most": most, "mean": mean, "closed_form": communication.closed_form(workload),
@@ -106,10 +105,13 @@ def _memory(plan):
         lines += [f"  {_gb(value):>10}  {key}" for key, value in part["lasting"].items()]
         for phase, parts in part["phases"].items():
             lines += [f"  {_gb(value):>10}  {key} ({phase})" for key, value in parts.items()]
+    lines.append("beside it:")
+    lines += [f"  {_gb(value):>10}  {key}" for key, value in plan["outside"].items() if value]
     state = {True: "with recompute", False: "without recompute", None: "as it runs"}[plan["recompute"]]
     for gb, fits in plan["fits"].items():
         verdict = "fits" if fits else "does not fit"
-        lines.append(f"{gb} GB a device: {verdict} ({state}; {_gb(plan['total'])} and {RESERVE_GB} GB of reserve)")
+        lines.append(f"{gb} GB a device: {verdict} ({state}; {_gb(plan['total'])} and "
+                     f"{_gb(sum(plan['outside'].values()))} beside)")
     return lines
 
 

@@ -11,7 +11,7 @@ from ospnext_ms.config.sections import ParallelSection
 from ospnext_ms.config.train import TrainConfig
 from ospnext_ms.config.yaml_files import read_values
 from ospnext_ms.data.cache import INDEX, Cache
-from ospnext_ms.models.config import DiTConfig, UMT5Config
+from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
 from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.models.sizes import latent_size, video_size
 from ospnext_ms.parallel.degrees import check_generation, check_parallel
@@ -27,7 +27,8 @@ class Workload:
     """One network on one size of video on a number of processes.
 
     Args:
-        run_mode: of the configuration. dit: DiTConfig. text_encoder: UMT5Config, or None where the run has none.
+        run_mode: of the configuration. dit: DiTConfig. text_encoder, vae: their configurations, or None where the run
+            has none. vae_tile: pixels of a tile that is decoded at once, None for whole frames.
         video: (height, width, frames); notes: assumptions the reader should know.
         batch: samples that go through the network at once. batches: of them a step, on a process. forwards: calls of
             the network a sample and step, that is 2 for guidance.
@@ -56,6 +57,8 @@ class Workload:
     recompute: bool
     peak_tflops: float | None
     groups_per_video: int = 1
+    vae: VAEConfig | None = None
+    vae_tile: int | None = None
 
     @property
     def grid(self):
@@ -176,7 +179,8 @@ def _generation(config, parallel, video):
     size = (config.video.height, config.video.width, config.video.frames)
     groups = _groups_per_video(config.parallel_config)
     return Workload(
-        run_mode=config.run_mode, dit=config.model.dit, text_encoder=config.model.text_encoder, video=video or size,
+        run_mode=config.run_mode, dit=config.model.dit, text_encoder=config.model.text_encoder, vae=config.model.vae,
+        vae_tile=config.model.vae.tile_size, video=video or size,
         notes=notes + _quant_notes(config.model.dit), batch=config.sampling.batch_size, batches=config.sampling.steps,
         forwards=(1 if config.sampling.guidance == 1 else 2) // groups, compute=BYTES[dtype], residual=BYTES["fp32"],
         stored=BYTES[dtype], flash=flash, trained=None, lora=None, parallel=parallel, ema=False, recompute=False,
@@ -190,7 +194,8 @@ def _post_training(config, parallel, video):
     batches = -(-pairs // (config.policy.minibatches * config.policy.micro_batch_size * parallel.data_parallel))
     notes += ("the policy update is planned; rollouts need less memory, rewards have processes of their own",)
     return Workload(
-        run_mode=config.run_mode, dit=dit, text_encoder=config.model.text_encoder, video=video or size,
+        run_mode=config.run_mode, dit=dit, text_encoder=config.model.text_encoder, vae=config.model.vae,
+        vae_tile=config.model.vae.tile_size, video=video or size,
         notes=notes + _quant_notes(dit), batch=config.policy.micro_batch_size, batches=batches,
         forwards=1 if config.sampling.guidance == 1 else 2, compute=BYTES[dtype],
         residual=BYTES[dit.residual_dtype], stored=BYTES[dtype], flash=flash, trained="lora",

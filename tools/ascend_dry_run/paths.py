@@ -64,6 +64,8 @@ def from_config(path, overrides, layers, full, world):
     shape = {name: getattr(work.dit, name) for name in SHAPE}
     options = {"grid": list(work.grid), "batch": work.batch, "degrees": [
         parallel.skiparse_parallel, parallel.ulysses_parallel, parallel.parameter_shard], **shape}
+    if work.dit.quant:
+        options["native"] = work.dit.quant_config.backend == "native"
     if work.trained is None:
         return {"forward": Job("forward", options, world)}, work
     options |= {"recompute": work.recompute, "residual_dtype": "fp32" if work.residual == 4 else "bf16"}

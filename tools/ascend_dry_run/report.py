@@ -21,8 +21,8 @@ _ERROR = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception)): (.+)$", re.MULTILINE)
 @dataclass(frozen=True)
 class Report:
     """Of one case: `operators` {path: {name: nodes}}; peaks in MB of the whole process, without and with fragments;
-    `seconds` {stage: seconds}; `collectives` see collectives.py; `float64` nodes that make or hold fp64, which Ascend's
-    cores do not have; `error`, or None where it compiled.
+    `seconds` {stage: seconds of a processor}; `collectives` see collectives.py; `float64` nodes that make or hold fp64,
+    which Ascend's cores do not have; `error`, or None where it compiled.
     """
 
     name: str
