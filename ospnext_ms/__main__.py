@@ -1,10 +1,11 @@
 """Command line: python -m ospnext_ms COMMAND."""
 
-import argparse
 import importlib
 import os
 import signal
 import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
 
 # Command -> (module with add_arguments(parser) and run(arguments) -> exit code, one line of help). Modules are imported
 # when their command runs, so that nothing waits for a framework it does not need.
@@ -20,15 +21,16 @@ COMMANDS = {
 # They finish what they do when a signal comes (see training/interruption.py).
 ANSWER_SIGNALS = frozenset({"train", "post-train"})
 
-USER_ERRORS = (ValueError, OSError, FloatingPointError)
+# What the user can mend; of memory, NumPy says how much was asked for.
+USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; 2, after a line on stderr, where the user can mend what is wrong."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     # MindSpore's start-up warnings about accelerators that are not there would bury the messages of this program.
     os.environ.setdefault("GLOG_v", "3")
-    parser = argparse.ArgumentParser(prog="python -m ospnext_ms", description="Text-to-video diffusion on MindSpore.")
+    parser = ArgumentParser(prog="python -m ospnext_ms", description="Text-to-video diffusion on MindSpore.")
     parser.add_argument("--traceback", action="store_true", help="show where in the program an error came up")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, (_, text) in COMMANDS.items()}
@@ -42,17 +44,16 @@ def main(argv=None):
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _run(parser, parsers, chosen, arguments):
-    module = importlib.import_module(COMMANDS[chosen][0]) if chosen else None
-    if module:
-        module.add_arguments(parsers[chosen])
+def _run(parser: ArgumentParser, parsers: dict[str, ArgumentParser], chosen: str | None, arguments: list[str]) -> int:
+    if chosen is not None:
+        importlib.import_module(COMMANDS[chosen][0]).add_arguments(parsers[chosen])
     options = parser.parse_args(arguments)
     try:
-        return module.run(options)
+        return importlib.import_module(COMMANDS[options.command][0]).run(options)
     except USER_ERRORS as error:
         if options.traceback:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
 
 

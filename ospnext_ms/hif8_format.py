@@ -33,7 +33,7 @@ UPPER_HALF = 1 if sys.byteorder == "little" else 0
 
 
 @cache
-def values():
+def values() -> np.ndarray:
     """Value of every code: fp32 [256], read-only."""
     table = np.empty(256, np.float32)
     for code in range(128):
@@ -43,7 +43,7 @@ def values():
     return _frozen(table)
 
 
-def _value(code):
+def _value(code: int) -> float:
     """Value of a code without sign, from its fields (table 2 of the paper)."""
     if code == INF:
         return np.inf
@@ -65,7 +65,7 @@ def _value(code):
 
 
 @cache
-def nearest_codes():
+def nearest_codes() -> np.ndarray:
     """Code of every bf16 number by its bits, and of every fp32 number by its upper 16: uint8 [65536], read-only."""
     numbers = (np.arange(65536, dtype=np.uint32) << 16).view(np.float32)
     codes = _search(_nearest_magnitude(np.abs(numbers)), numbers < 0)
@@ -73,12 +73,12 @@ def nearest_codes():
 
 
 @cache
-def nearest_values():
+def nearest_values() -> np.ndarray:
     """Value of `nearest_codes`: fp32 [65536], read-only."""
     return _frozen(values()[nearest_codes()])
 
 
-def encode(x, rounding="nearest", seed=None):
+def encode(x: np.ndarray, rounding: str = "nearest", seed: int | None = None) -> np.ndarray:
     """Codes of the numbers: uint8, shape of x.
 
     Args:
@@ -99,7 +99,7 @@ def encode(x, rounding="nearest", seed=None):
     return np.where(np.isnan(x), np.uint8(NAN), _search(magnitude, x < 0))
 
 
-def decode(codes):
+def decode(codes: np.ndarray) -> np.ndarray:
     """Values of the codes: fp32, shape of `codes`. Raises ValueError where they are not uint8."""
     codes = np.asarray(codes)
     if codes.dtype != np.uint8:
@@ -107,7 +107,7 @@ def decode(codes):
     return values()[codes]
 
 
-def round_nearest(x, scale=None, rescale=False):
+def round_nearest(x: np.ndarray, scale: np.floating | float | None = None, rescale: bool = False) -> np.ndarray:
     """Nearest HiF8 value of every x * scale, divided by scale again with `rescale`: fp32, shape of x.
 
     x is fp32. A signalling NaN, without a scale, may become an infinity.
@@ -126,14 +126,14 @@ def round_nearest(x, scale=None, rescale=False):
     return out
 
 
-def scale_of(amax, scale_max):
+def scale_of(amax: np.floating | float, scale_max: float) -> np.float32:
     """Scale that brings `amax`, a number, to `scale_max`: fp32; 1 where amax is 0. ValueError: amax is not finite."""
     if not np.isfinite(amax):
         raise ValueError(f"the largest absolute value is {amax}; HiF8 scaling needs finite numbers")
     return np.float32(1) if amax == 0 else min(np.float32(scale_max) / np.float32(amax), np.float32(MAX_SCALE))
 
 
-def check_rounding(rounding, seed):
+def check_rounding(rounding: str, seed: int | None) -> str:
     """`rounding`, if it is one and goes with the seed; else ValueError."""
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding is {rounding!r}; valid: {', '.join(map(repr, ROUNDINGS))}")
@@ -142,12 +142,12 @@ def check_rounding(rounding, seed):
     return rounding
 
 
-def uniform_noise(shape, seed):
+def uniform_noise(shape: tuple[int, ...], seed: int | None) -> np.ndarray:
     """What stochastic rounding adds before it cuts off: fp32 in [0, 1)."""
     return np.random.default_rng(seed).random(shape, dtype=np.float32)
 
 
-def stochastic_magnitude(magnitude, noise):
+def stochastic_magnitude(magnitude: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """|x| rounded up where its fraction of a step and the noise reach 1, fp32; NaN stays NaN."""
     finite = np.where(magnitude <= MAX_VALUE, magnitude, 0).astype(np.float32)
     step = _steps(finite)
@@ -156,7 +156,7 @@ def stochastic_magnitude(magnitude, noise):
     return np.where(magnitude <= MAX_VALUE, rounded, _nearest_magnitude(magnitude)).astype(np.float32)
 
 
-def as_float32(x):
+def as_float32(x: np.ndarray) -> np.ndarray:
     """A float array as contiguous fp32 with the same HiF8 roundings."""
     x = np.asarray(x)
     if x.dtype.kind != "f":
@@ -170,7 +170,7 @@ def as_float32(x):
     return np.ascontiguousarray(np.where(outwards, np.nextafter(single, np.float32(0)), single))
 
 
-def _steps(magnitude):
+def _steps(magnitude: np.ndarray) -> np.ndarray:
     """Distance of HiF8 values around |x|, from the side of zero; float64."""
     _, exponent = np.frexp(np.maximum(magnitude, MIN_VALUE))
     exponent = exponent.astype(np.int64) - 1
@@ -179,7 +179,7 @@ def _steps(magnitude):
     return np.ldexp(1.0, exponent - mantissa_bits)
 
 
-def _nearest_magnitude(magnitude):
+def _nearest_magnitude(magnitude: np.ndarray) -> np.ndarray:
     """|x| rounded to nearest, ties away; NaN stays NaN."""
     finite = np.where(magnitude < OVERFLOW, magnitude, 0)
     step = _steps(finite)
@@ -187,7 +187,7 @@ def _nearest_magnitude(magnitude):
     return np.where(magnitude < OVERFLOW, rounded, np.where(np.isnan(magnitude), np.nan, np.inf))
 
 
-def _search(magnitude, negative):
+def _search(magnitude: np.ndarray, negative: np.ndarray) -> np.ndarray:
     """Codes of HiF8 values given as |x| and sign; NaN gives any code."""
     order = np.argsort(values()[:128], kind="stable")
     position = np.searchsorted(values()[order], np.nan_to_num(magnitude, nan=0.0, posinf=np.inf))
@@ -195,6 +195,6 @@ def _search(magnitude, negative):
     return codes | np.where(negative & (codes != ZERO), np.uint8(0x80), np.uint8(0))
 
 
-def _frozen(table):
+def _frozen(table: np.ndarray) -> np.ndarray:
     table.flags.writeable = False
     return table

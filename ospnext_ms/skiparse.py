@@ -15,6 +15,7 @@ each the tokens whose spatial P^2 x P^2 tile belongs to u. A tile belongs to the
 between the patterns only moves tokens between ranks of equal u.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy as np
 PATTERNS = ("token", "group")
 
 
-def other_pattern(pattern):
+def other_pattern(pattern: str) -> str:
     """The pattern a switch from `pattern` leads to."""
     return PATTERNS[1 - PATTERNS.index(pattern)]
 
@@ -40,7 +41,8 @@ class SkiparsePlan:
         ValueError: a grid, ratio or degree that is not valid.
     """
 
-    def __init__(self, grid, sparse_ratio=2, skiparse_parallel=1, ulysses_parallel=1):
+    def __init__(self, grid: Sequence[int], sparse_ratio: int = 2, skiparse_parallel: int = 1,
+                 ulysses_parallel: int = 1):
         grid = tuple(int(n) for n in grid)
         if len(grid) != 3 or min(grid) < 1:
             raise ValueError(f"grid is {grid}; it must be three positive numbers (T, H, W)")
@@ -57,17 +59,17 @@ class SkiparsePlan:
         self.ulysses_parallel = ulysses_parallel
 
     @property
-    def num_tokens(self):
+    def num_tokens(self) -> int:
         """N = T*H*W."""
         return self.grid[0] * self.grid[1] * self.grid[2]
 
     @property
-    def num_sub_sequences(self):
+    def num_sub_sequences(self) -> int:
         """P^2."""
         return self.sparse_ratio**2
 
     @cached_property
-    def _ids(self):
+    def _ids(self) -> dict[str, np.ndarray]:
         """{pattern: sub-sequence id of every token, [N] int64, natural order}."""
         num_frames, height, width = self.grid
         ratio = self.sparse_ratio
@@ -76,52 +78,52 @@ class SkiparsePlan:
         group_hw = ratio * (h // ratio % ratio) + w // ratio % ratio
         return {"token": np.tile(token_hw.ravel(), num_frames), "group": np.tile(group_hw.ravel(), num_frames)}
 
-    def order(self, pattern):
+    def order(self, pattern: str) -> np.ndarray:
         """Natural indices in the packed order of `pattern`, [N] int64."""
         return {"token": self.token_order, "group": self.group_order}[pattern]
 
-    def lengths(self, pattern):
+    def lengths(self, pattern: str) -> tuple[int, ...]:
         """Tokens of each sub-sequence of `pattern`, P^2 integers in id order; some may be 0."""
         return {"token": self.token_lengths, "group": self.group_lengths}[pattern]
 
     @cached_property
-    def token_order(self):
+    def token_order(self) -> np.ndarray:
         """Natural indices in token order, [N] int64."""
         return np.argsort(self._ids["token"], kind="stable")
 
     @cached_property
-    def group_order(self):
+    def group_order(self) -> np.ndarray:
         """Natural indices in group order, [N] int64."""
         return np.argsort(self._ids["group"], kind="stable")
 
     @cached_property
-    def token_lengths(self):
+    def token_lengths(self) -> tuple[int, ...]:
         """Tokens of each token sub-sequence, a tuple of P^2 in id order."""
         return self._lengths("token")
 
     @cached_property
-    def group_lengths(self):
+    def group_lengths(self) -> tuple[int, ...]:
         """Tokens of each group sub-sequence, a tuple of P^2 in id order."""
         return self._lengths("group")
 
-    def _lengths(self, pattern):
+    def _lengths(self, pattern: str) -> tuple[int, ...]:
         return tuple(np.bincount(self._ids[pattern], minlength=self.num_sub_sequences).tolist())
 
     @cached_property
-    def token_to_group(self):
+    def token_to_group(self) -> np.ndarray:
         """Gather indices: x_group = x_token[token_to_group]."""
         return np.argsort(self.token_order)[self.group_order]
 
     @cached_property
-    def group_to_token(self):
+    def group_to_token(self) -> np.ndarray:
         """Gather indices: x_token = x_group[group_to_token]."""
         return np.argsort(self.token_to_group)
 
-    def natural_from(self, pattern):
+    def natural_from(self, pattern: str) -> np.ndarray:
         """Gather indices: x_natural = x_packed[natural_from(pattern)]."""
         return np.argsort(self.order(pattern))
 
-    def owned_sub_sequences(self, pattern, s):
+    def owned_sub_sequences(self, pattern: str, s: int) -> list[int]:
         """Ids of the P^2/S sub-sequences that rank s owns, ascending.
 
         Sub-sequences sorted by length are dealt out back and forth, so that long ones meet short ones.
@@ -134,7 +136,7 @@ class SkiparsePlan:
         return owned[s]
 
     @cached_property
-    def _ulysses_owner(self):
+    def _ulysses_owner(self) -> np.ndarray:
         """Ulysses rank u of every token, [N], natural order: tiles in (t, h-tile, w-tile) order, cut near-equally."""
         num_frames, height, width = self.grid
         edge = self.num_sub_sequences
@@ -145,26 +147,26 @@ class SkiparsePlan:
         middle = np.cumsum(size) - size / 2
         return (middle * self.ulysses_parallel // self.num_tokens).astype(np.int64)[tile]
 
-    def _skiparse_owner(self, pattern):
+    def _skiparse_owner(self, pattern: str) -> np.ndarray:
         """Skiparse rank s of every token, [N], natural order."""
         owner = np.empty(self.num_sub_sequences, dtype=np.int64)
         for s in range(self.skiparse_parallel):
             owner[self.owned_sub_sequences(pattern, s)] = s
         return owner[self._ids[pattern]]
 
-    def rank_tokens(self, pattern, s, u):
+    def rank_tokens(self, pattern: str, s: int, u: int) -> np.ndarray:
         """Natural indices of the tokens of rank (s, u), in the rank's order: by sub-sequence id, then natural."""
         order = self.order(pattern)
         mine = (self._skiparse_owner(pattern) == s) & (self._ulysses_owner == u)
         return order[mine[order]]
 
-    def rank_lengths(self, pattern, s, u):
+    def rank_lengths(self, pattern: str, s: int, u: int) -> tuple[int, ...]:
         """Tokens of rank (s, u) in each sub-sequence it owns, a tuple in the order of owned_sub_sequences."""
         ids = self._ids[pattern][self.rank_tokens(pattern, s, u)]
         counts = np.bincount(ids, minlength=self.num_sub_sequences)
         return tuple(counts[self.owned_sub_sequences(pattern, s)].tolist())
 
-    def switch_splits(self, s, u):
+    def switch_splits(self, s: int, u: int) -> tuple[list[int], list[int]]:
         """Tokens that rank (s, u) sends to and receives from each (s', u) in the switch token -> group.
 
         Returns (send, receive), two lists of S integers. The switch group -> token has them exchanged.
@@ -176,7 +178,7 @@ class SkiparsePlan:
         receive = [int(np.sum(same_u & (group == s) & (token == peer))) for peer in ranks]
         return send, receive
 
-    def switch_gathers(self, source, s, u):
+    def switch_gathers(self, source: str, s: int, u: int) -> tuple[np.ndarray, np.ndarray]:
         """Local orders around the All-to-All of the switch source -> other pattern.
 
         Returns (pack, unpack): shard[pack] is the send buffer, sorted by destination; received[unpack] is the new

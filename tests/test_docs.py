@@ -91,7 +91,7 @@ def stop_when_understood(monkeypatch):
         if program == "ospnext_ms":
             for module, _ in command_line.COMMANDS.values():
                 module = importlib.import_module(module)
-                for name in {"load_config", "read_workload"} & vars(module).keys():
+                for name in {"load_config", "plan"} & vars(module).keys():
                     monkeypatch.setattr(module, name, then_stop(getattr(module, name)))
             doctor = importlib.import_module("ospnext_ms.commands.doctor")
             monkeypatch.setattr(doctor, "examine", then_stop(lambda: None))

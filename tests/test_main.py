@@ -58,16 +58,31 @@ def test_a_traceback_on_demand(tmp_path, capsys):
         command_line.main(["--traceback", *arguments])
 
 
-def test_mistakes_of_the_program_keep_their_traceback(monkeypatch):
-    class Broken:
+def raising(error):
+    """A command's module whose run raises."""
+    class Module:
         @staticmethod
         def add_arguments(parser):
             pass
 
         @staticmethod
         def run(arguments):
-            raise KeyError("a bug")
+            raise error
 
-    monkeypatch.setattr(command_line.importlib, "import_module", lambda name: Broken)
+    return Module
+
+
+def test_mistakes_of_the_program_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr(command_line.importlib, "import_module", lambda name: raising(KeyError("a bug")))
     with pytest.raises(KeyError, match="a bug"):
         command_line.main(["doctor"])
+
+
+@pytest.mark.parametrize(("error", "line"), [
+    (MemoryError("Unable to allocate 8 GiB"), "error: Unable to allocate 8 GiB\n"),
+    (MemoryError(), "error: MemoryError\n"),
+])
+def test_what_the_user_can_mend_is_a_line(monkeypatch, capsys, error, line):
+    monkeypatch.setattr(command_line.importlib, "import_module", lambda name: raising(error))
+    assert command_line.main(["doctor"]) == 2
+    assert capsys.readouterr().err == line

@@ -25,7 +25,7 @@ OPTIONAL = {"torch"}
 def pins_of(file):
     """{package: version} of a requirements file; every line but options pins one."""
     lines = [line for line in (ROOT / file).read_text().splitlines() if line[0] not in "#-"]
-    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    return {canonicalize_name(Requirement(line).name): line.split("==")[1] for line in lines}
 
 
 def test_what_the_package_imports_is_declared_and_nothing_else():

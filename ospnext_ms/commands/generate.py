@@ -1,11 +1,14 @@
 """`python -m ospnext_ms generate`: videos from prompts."""
 
+from argparse import ArgumentParser, Namespace
+
+from ospnext_ms.commands.options import add_config_options
 from ospnext_ms.config.generate import GenerateConfig
-from ospnext_ms.config.reader import add_config_options, load_config
+from ospnext_ms.config.reader import load_config
 from ospnext_ms.generation.run import generate
 
 
-def add_arguments(parser):
+def add_arguments(parser: ArgumentParser) -> None:
     """Options of `generate`."""
     add_config_options(parser, "yaml_configs/generate", "sampling.steps=20")
     prompt = parser.add_mutually_exclusive_group()
@@ -15,7 +18,7 @@ def add_arguments(parser):
     parser.add_argument("--seed", type=int, metavar="N", help="instead of sampling.seed")
 
 
-def run(arguments):
+def run(arguments: Namespace) -> int:
     """Runs `generate` with parsed options and returns the exit code."""
     config = load_config(GenerateConfig, arguments.config, arguments.overrides, _option_values(arguments))
     for path in generate(config):
@@ -23,7 +26,7 @@ def run(arguments):
     return 0
 
 
-def _option_values(arguments):
+def _option_values(arguments: Namespace) -> dict[str, object]:
     values = {}
     if arguments.prompt is not None:
         values |= {"prompts.prompt": arguments.prompt, "prompts.prompt_file": None}

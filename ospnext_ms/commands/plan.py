@@ -1,15 +1,14 @@
 """`python -m ospnext_ms plan`: what a run needs, from its YAML file alone, before any device is touched."""
 
 import json
+from argparse import ArgumentParser, Namespace
 
-from ospnext_ms.config.reader import add_config_options
-from ospnext_ms.planning.devices import DEVICES, device_of
-from ospnext_ms.planning.plan import describe, make_plan
-from ospnext_ms.planning.seconds import describe_seconds, forward_seconds, growth, step_seconds
-from ospnext_ms.planning.workload import read_workload
+from ospnext_ms.commands.options import add_config_options
+from ospnext_ms.planning.devices import DEVICES
+from ospnext_ms.planning.run import plan
 
 
-def add_arguments(parser):
+def add_arguments(parser: ArgumentParser) -> None:
     """Options of `plan`."""
     add_config_options(parser, "yaml_configs/{generate,train,post_train}", "recompute_config.recompute=false")
     parser.add_argument("--devices", type=int, metavar="N", help="number of devices, where the file leaves it open")
@@ -21,17 +20,10 @@ def add_arguments(parser):
     parser.add_argument("--json", action="store_true", help="print the figures as JSON (bytes, operations)")
 
 
-def run(arguments):
+def run(arguments: Namespace) -> int:
     """Runs `plan` with parsed options and returns the exit code."""
-    video = tuple(arguments.video) if arguments.video else None
-    if arguments.device_overrides and not arguments.device:
-        raise ValueError("--device-set changes a device's rates; say which with --device")
-    workload = read_workload(arguments.config, arguments.overrides, arguments.devices, video)
-    plan, text = make_plan(workload), ""
-    if arguments.device:
-        device = device_of(arguments.device, arguments.device_overrides)
-        plan["seconds"] = {"device": arguments.device, "forward": forward_seconds(workload, device),
-                           "step": step_seconds(workload, device), "growth": growth(workload, device)}
-        text = "\n\n" + describe_seconds(workload, arguments.device, device)
-    print(json.dumps(plan, indent=1) if arguments.json else describe(plan) + text)
+    figures, text = plan(arguments.config, arguments.overrides, devices=arguments.devices,
+                         video=tuple(arguments.video) if arguments.video else None, device=arguments.device,
+                         device_overrides=arguments.device_overrides)
+    print(json.dumps(figures, indent=1) if arguments.json else text)
     return 0

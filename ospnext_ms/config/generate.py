@@ -85,6 +85,6 @@ class GenerateConfig:
                 "parallel_config.split_guidance has nothing to split: sampling.guidance is 1, which is off")
 
     @property
-    def latent_shape(self):
+    def latent_shape(self) -> tuple[int, int, int, int]:
         """[16, T, H/8, W/8] of one video."""
         return latent_shape_of(self.video, self.model.vae)

@@ -1,10 +1,10 @@
 """What a post-training run can be told. A default stands in its dataclass and nowhere else."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ospnext_ms.config.checks import require, require_above_0, require_at_least, require_seed
-from ospnext_ms.config.reader import read_section
 from ospnext_ms.config.sections import (
     ContextSection,
     DiTSection,
@@ -220,7 +220,7 @@ class PostTrainConfig:
     lr_schedule: LearningRateSection
     clipping: ClippingSection = ClippingSection()
     ema: EmaSection
-    rewards: tuple
+    rewards: tuple[RewardSection, ...]
     prompt_file: str
     evaluation: EvaluationSection
     runner_config: PostTrainRunnerSection
@@ -234,19 +234,16 @@ class PostTrainConfig:
         window_start(window.strategy, window.size, window.every, self.sampling.steps, 0, 0)
         require(frames is None or frames <= self.video.frames,
                 f"rollout.reward_frames is {frames}; video.frames is {self.video.frames}")
-        object.__setattr__(self, "rewards", _read_rewards(self.rewards))
+        _check_rewards(self.rewards)
 
     @property
-    def latent_shape(self):
+    def latent_shape(self) -> tuple[int, int, int, int]:
         """[16, T, H/8, W/8] of one video."""
         return latent_shape_of(self.video, self.model.vae)
 
 
-def _read_rewards(entries):
-    require(len(entries) > 0, "rewards is empty; it must be a list of sections")
-    sections = [entry if isinstance(entry, RewardSection) else read_section(RewardSection, entry, f"rewards[{i}]")
-                for i, entry in enumerate(entries)]
+def _check_rewards(sections: Sequence[RewardSection]) -> None:
+    require(sections, "rewards is empty; it must be a list of sections")
     names = [section.name for section in sections]
     require(len(set(names)) == len(names), f"rewards: names must differ, these are {names}")
     require(any(section.weight for section in sections), "rewards: all weights are 0, so nothing is sought")
-    return tuple(sections)

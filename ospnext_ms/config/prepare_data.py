@@ -54,7 +54,7 @@ class ClipsSection:
     a bucket. max_cut: largest share of a picture that cutting to the bucket's shape may cost.
     """
 
-    buckets: tuple
+    buckets: tuple[tuple[int, int, int], ...]
     fps: float
     clips_per_video: int = 1
     seed: int = 0
@@ -63,7 +63,8 @@ class ClipsSection:
 
     def __post_init__(self):
         require(self.buckets, "buckets is empty; give [height, width, frames] at least once")
-        object.__setattr__(self, "buckets", tuple(map(check_bucket, self.buckets)))
+        for bucket in self.buckets:
+            check_bucket(bucket)
         require(len(set(self.buckets)) == len(self.buckets), "a bucket is given twice")
         require_above_0(self, "fps")
         require_at_least(self, 1, "clips_per_video")
@@ -71,16 +72,13 @@ class ClipsSection:
         require(0 <= self.max_cut < 1, f"max_cut is {self.max_cut}; it must be from 0 to below 1")
 
 
-def check_bucket(value):
-    """A video's [height, width, frames] as a tuple. ValueError, with the nearest valid ones, where they do not fill
-    whole patches and latent frames."""
-    is_list = isinstance(value, list | tuple) and len(value) == 3 and all(type(number) is int for number in value)
-    require(is_list, f"{value!r} is not the size of a video; expected [height, width, frames]")
-    height, width, frames = value
+def check_bucket(bucket: tuple[int, int, int]) -> None:
+    """ValueError, with the nearest valid ones, where (height, width, frames) do not fill whole patches and latent
+    frames."""
+    height, width, frames = bucket
     for name, size in (("height", height), ("width", width)):
         check_pixels(f"a video's {name}", size, patch=2)
     check_frames("a video's number of frames", frames)
-    return (height, width, frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +117,6 @@ class PrepareDataConfig:
         require_at_least(self, 0, "workers")
 
     @property
-    def folder_of_videos(self):
+    def folder_of_videos(self) -> Path:
         """Where the manifest's paths begin."""
         return Path(self.manifest).parent if self.video_root is None else Path(self.video_root)

@@ -5,17 +5,20 @@ import difflib
 import sys
 import types
 import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from ospnext_ms.config.checks import ConfigError
 from ospnext_ms.config.yaml_files import describe, join, origin_of, parse_override, read_values, set_value
 
+Section = TypeVar("Section")
 # No number of a configuration is larger: libraries take whole ones of up to 32 bits.
 MAX_NUMBER = 2**32
 
 
-def load_config(cls, path, overrides=(), values=None):
+def load_config(cls: type[Section], path: str | Path, overrides: Iterable[str] = (),
+                values: Mapping[str, Any] | None = None) -> Section:
     """Reads the YAML file `path`, and those it extends, into the dataclass `cls`.
 
     Args:
@@ -39,25 +42,19 @@ def load_config(cls, path, overrides=(), values=None):
         raise ConfigError("\n".join(_with_origin(line, origins, path) for line in str(error).split("\n"))) from error
 
 
-def _with_origin(problem, origins, path):
+def _with_origin(problem: str, origins: dict[str, Path], path: str | Path) -> str:
     """A line about a value, with the file it stands in where that is not `path` itself."""
     file = origin_of(problem, origins)
     return problem if file in (None, Path(path)) else f"{problem} (in {file})"
 
 
-def add_config_options(parser, files, example):
-    """Adds --config and --set, for load_config, to a command's options. `files`: which ones; `example`: KEY=VALUE."""
-    parser.add_argument("--config", required=True, metavar="F", help=f"YAML file, see {files}")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                        help=f"override one value of the file, for example {example}; may be repeated")
-
-
-def read_section(cls, mapping, path=""):
+def read_section(cls: type[Section], mapping: object, path: str = "") -> Section:
     """Instance of the dataclass `cls` from a mapping; `path` is the section's name in error messages.
 
-    A field's annotation is its type: bool, int, float (whole numbers are accepted), str, tuple, dict (of anything),
-    Literal, a dataclass (a nested section), and any of them with None. ValueErrors of __post_init__ become problems of
-    that section. RENAMED of a class, {old key: field}, are keys still read, with a line on stderr that says so.
+    A field's annotation is its type: bool, int, float (whole numbers are accepted), str, dict (of anything), Literal, a
+    dataclass (a nested section), tuple[X, ...] or tuple[X, Y] (a list) of these, and any of them with None. ValueErrors
+    of __post_init__ become problems of that section. RENAMED of a class, {old key: field}, are keys still read, with a
+    line on stderr that says so.
 
     Raises:
         ConfigError: listing every unknown and missing key and every value of the wrong type.
@@ -69,7 +66,7 @@ def read_section(cls, mapping, path=""):
     return section
 
 
-def _read(cls, mapping, path, problems, root):
+def _read(cls: type, mapping: object, path: str, problems: list[str], root: type) -> Any:
     if not isinstance(mapping, dict):
         problems.append(f"{path}: must be a section with the keys {', '.join(_keys(cls))}, not {describe(mapping)}")
         return None
@@ -85,7 +82,7 @@ def _read(cls, mapping, path, problems, root):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         # A section cleared in a file that extends another one, or whose lines are all comments, is as if left out.
         given = field.name in mapping and not (
-            mapping[field.name] is None and dataclasses.is_dataclass(hint) and not required)
+            mapping[field.name] is None and _is_section(hint) and not required)
         if given:
             values[field.name] = _convert(hint, mapping[field.name], where, problems, root)
         elif required:
@@ -101,7 +98,7 @@ def _read(cls, mapping, path, problems, root):
     return None
 
 
-def _renamed(cls, mapping, path, problems):
+def _renamed(cls: type, mapping: dict, path: str, problems: list[str]) -> dict:
     """The mapping with today's names of its keys."""
     mapping = dict(mapping)
     for old, new in getattr(cls, "RENAMED", {}).items():
@@ -116,51 +113,74 @@ def _renamed(cls, mapping, path, problems):
     return mapping
 
 
-def _convert(hint, value, where, problems, root):
+def _convert(hint: Any, value: Any, where: str, problems: list[str], root: type) -> Any:
     options = _options(hint)
     if value is None and type(None) in options:
         return None
     for option in options:
-        if dataclasses.is_dataclass(option):
+        if _is_section(option):
             return _read(option, value, where, problems, root)
+        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
+            return _convert_list(typing.get_args(option), value, where, problems, root)
         if _is_a(value, option):
-            return {float: float, tuple: tuple}.get(option, lambda same: same)(value)
-    is_number = type(value) in (int, float) and (int in options or float in options)
-    valid = " or ".join(map(_describe_type, options))
-    expected = valid if not is_number or _is_in_range(value) else f"between {-MAX_NUMBER} and {MAX_NUMBER}"
+            return _as(option, value)
+    expected = " or ".join(map(_describe_type, options))
+    if _is_number(value) and not _is_in_range(value) and (int in options or float in options):
+        expected = f"between {-MAX_NUMBER} and {MAX_NUMBER}"
     problems.append(f"{where}: {describe(value)} is not {expected}")
     return None
 
 
-def _is_a(value, option):
-    """Whether a plain value is of a type that is no section."""
+def _convert_list(hints: tuple, value: Sequence, where: str, problems: list[str], root: type) -> tuple | None:
+    """`hints` are those of a tuple: of every entry, or one for all and an ellipsis."""
+    if hints[-1] is Ellipsis:
+        hints = hints[:1] * len(value)
+    if len(hints) != len(value):
+        problems.append(f"{where}: {describe(value)} has {len(value)} entries; it must have {len(hints)}")
+        return None
+    return tuple(_convert(hint, entry, f"{where}[{i}]", problems, root)
+                 for i, (hint, entry) in enumerate(zip(hints, value, strict=True)))
+
+
+def _is_a(value: Any, option: Any) -> bool:
+    """Whether a plain value is of a type that is neither a section nor a list."""
     if typing.get_origin(option) is Literal:
         return any(value == choice and type(value) is type(choice) for choice in typing.get_args(option))
     if option is float:
-        return type(value) in (int, float) and _is_in_range(value)
-    if option is int:
-        return type(value) is int and _is_in_range(value)
-    return isinstance(value, list | tuple) if option is tuple else type(value) is option
+        return _is_number(value) and _is_in_range(value)
+    return type(value) is option and (option is not int or _is_in_range(value))
 
 
-def _is_in_range(number):
+def _as(option: Any, value: Any) -> Any:
+    return float(value) if option is float else value
+
+
+def _is_section(option: Any) -> TypeGuard[type]:
+    return dataclasses.is_dataclass(option)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_in_range(number: Any) -> bool:
     return -MAX_NUMBER <= number <= MAX_NUMBER
 
 
-def _options(hint):
+def _options(hint: Any) -> tuple:
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return typing.get_args(hint) if is_union else (hint,)
 
 
-def _describe_type(option):
+def _describe_type(option: Any) -> str:
     if typing.get_origin(option) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(option)))
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list",
              dict: "a section", type(None): "null"}
-    return names[option]
+    return names[typing.get_origin(option) or option]
 
 
-def _unknown_key(key, path, cls, root):
+def _unknown_key(key: object, path: str, cls: type, root: type) -> str:
     section = f"section {path}" if path else "the top level"
     valid = _keys(cls)
     near = difflib.get_close_matches(str(key), valid, n=1)
@@ -174,24 +194,24 @@ def _unknown_key(key, path, cls, root):
     return f"{join(path, key)}: unknown key {key!r} in {section}; {hint}"
 
 
-def _key_paths(cls, path):
+def _key_paths(cls: type, path: str) -> Iterator[str]:
     hints = typing.get_type_hints(cls)
     for key in _keys(cls):
         yield join(path, key)
         for option in _options(hints[key]):
-            if dataclasses.is_dataclass(option):
+            if _is_section(option):
                 yield from _key_paths(option, join(path, key))
 
 
-def _fields(cls):
+def _fields(cls: type) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(cls) if field.init]
 
 
-def _keys(cls):
+def _keys(cls: type) -> list[str]:
     return [field.name for field in _fields(cls)]
 
 
-def _check_run_mode(cls, mapping, path):
+def _check_run_mode(cls: type, mapping: dict, path: str | Path) -> None:
     hint = typing.get_type_hints(cls).get("run_mode")
     given = mapping.get("run_mode")
     if hint and given is not None and given not in typing.get_args(hint):

@@ -65,13 +65,14 @@ class VAESection(VAEConfig):
         super().__post_init__()
         require((self.tile_size is None) == (self.tile_overlap is None),
                 "tile_size and tile_overlap are given together or not at all")
-        if self.tile_size is not None:
-            Tiling(self.tile_size, self.tile_overlap)  # which checks them
+        _ = self.tiling  # which checks them
 
     @property
-    def tiling(self):
+    def tiling(self) -> Tiling | None:
         """The Tiling, None where frames are worked on whole."""
-        return None if self.tile_size is None else Tiling(self.tile_size, self.tile_overlap)
+        if self.tile_size is None or self.tile_overlap is None:
+            return None
+        return Tiling(self.tile_size, self.tile_overlap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +133,12 @@ class VideoSection:
         require(1 <= self.crf <= 51, f"crf is {self.crf}; it must be from 1 (nearly lossless) to 51 (worst)")
 
 
-def check_video_size(height, width, patch_size):
+def check_video_size(height: int, width: int, patch_size: tuple[int, int, int]) -> None:
     """ValueError, naming the nearest valid sizes, where pixels do not fill whole patches of the latent."""
     check_pixels("video.height", height, patch_size[1])
     check_pixels("video.width", width, patch_size[2])
 
 
-def latent_shape_of(video, vae):
+def latent_shape_of(video: VideoSection, vae: VAEConfig) -> tuple[int, int, int, int]:
     """[16, T, H/8, W/8] of one video of a VideoSection."""
     return (vae.z_dim, *latent_size(video.height, video.width, video.frames))

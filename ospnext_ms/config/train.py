@@ -60,12 +60,12 @@ class OptimizerSection:
     """AdamW of mindformers; norms, biases and modulation are not decayed."""
 
     type: Literal["AdamW"]
-    betas: tuple
+    betas: tuple[float, float]
     eps: float
     weight_decay: float
 
     def __post_init__(self):
-        require(len(self.betas) == 2 and all(isinstance(beta, float) and 0 < beta < 1 for beta in self.betas),
+        require(all(0 < beta < 1 for beta in self.betas),
                 f"betas is {list(self.betas)}; it must be two numbers between 0 and 1")
         require_above_0(self, "eps")
         require_at_least(self, 0, "weight_decay")
@@ -143,21 +143,18 @@ class TrainDatasetSection:
     kind: Literal["cache", "random"]
     path: str | None = None
     text_drop: float = 0.1
-    exclude: tuple = ()
-    latent_size: tuple | None = None
+    exclude: tuple[str, ...] = ()
+    latent_size: tuple[int, int, int] | None = None
 
     def __post_init__(self):
         require(0 <= self.text_drop <= 1, f"text_drop is {self.text_drop}; it must be from 0 to 1")
         if self.kind == "cache":
-            require(all(isinstance(name, str) for name in self.exclude),
-                    f"exclude is {list(self.exclude)}; it must be a list of names of samples")
             require(self.path is not None, "path is missing: the folder that prepare-data wrote")
             require(self.latent_size is None, "latent_size is for kind random only; leave it out")
         else:
             require(not self.exclude, "exclude is for kind cache only; leave it out")
             require(self.path is None, f"path is {self.path}, but kind random reads nothing; leave it out")
-            require(self.latent_size is not None and len(self.latent_size) == 3
-                    and all(isinstance(n, int) and n > 0 for n in self.latent_size),
+            require(self.latent_size is not None and min(self.latent_size) > 0,
                     f"latent_size is {self.latent_size}; kind random needs [T, height, width] of the latent")
 
 
@@ -241,7 +238,7 @@ class TrainConfig:
                 "load_checkpoint is null; run_mode finetune needs weights to start from, run_mode train does not")
         self._check_sizes()
 
-    def _check_sizes(self):
+    def _check_sizes(self) -> None:
         size, patch = self.train_dataset.latent_size, self.model.dit.patch_size
         if size is None:
             return

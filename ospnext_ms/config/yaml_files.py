@@ -6,7 +6,9 @@ null too, which clears what is there.
 """
 
 import re
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -25,7 +27,7 @@ class _Loader(yaml.SafeLoader):
 
     depth = 0
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
         if self.depth == MAX_DEPTH:
             raise _error(f"more than {MAX_DEPTH} levels inside one another", event.start_mark)
@@ -37,7 +39,7 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = []
         for key_node, _ in node.value:
             if key_node.tag == MERGE_TAG:
@@ -48,7 +50,7 @@ class _Loader(yaml.SafeLoader):
             seen.append(key)
         return super().construct_mapping(node, deep)
 
-    def construct_object(self, node, deep=False):
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if node.tag == INT_TAG and len(node.value) > MAX_INT_LENGTH:
             raise _error(f"a whole number of {len(node.value)} characters is too large", node.start_mark)
         try:
@@ -63,24 +65,24 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _error(problem, mark):
+def _error(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
-def parse_yaml(text, name):
+def parse_yaml(text: str, name: str | Path) -> Any:
     """Value of a YAML text; ConfigError, in one line that begins with `name`, where it is none."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         context = f" ({error.context})" if error.context else ""
-        raise ConfigError(f"{name} is not valid YAML: {error.problem}{context}, line {mark.line + 1}, column "
-                          f"{mark.column + 1}") from error
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{name} is not valid YAML: {error.problem}{context}{place}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def read_values(path):
+def read_values(path: str | Path) -> tuple[dict, dict[str, Path]]:
     """Values of a YAML file, merged with those of the files it extends.
 
     Returns:
@@ -96,7 +98,7 @@ def read_values(path):
     return values, origins
 
 
-def _chain(path):
+def _chain(path: Path) -> list[tuple[Path, dict]]:
     """[(file, its own values)] from a file to the last of those it extends, one through the other."""
     chain, names = [], []
     while True:
@@ -116,7 +118,7 @@ def _chain(path):
         path = path.parent / parent
 
 
-def _read_file(path):
+def _read_file(path: Path) -> dict:
     try:
         mapping = parse_yaml(path.read_text(encoding="utf-8"), path)
     except UnicodeDecodeError as error:
@@ -126,7 +128,7 @@ def _read_file(path):
     return mapping
 
 
-def _merge(values, mapping, file, origins, section):
+def _merge(values: dict, mapping: dict, file: Path, origins: dict[str, Path], section: str) -> None:
     """Puts `mapping` of `file` over `values`, both the contents of `section`, and notes in `origins` what is whose."""
     for key, value in mapping.items():
         where = join(section, key)
@@ -141,29 +143,29 @@ def _merge(values, mapping, file, origins, section):
             origins[where] = file
 
 
-def _forget(origins, key):
+def _forget(origins: dict[str, Path], key: str) -> None:
     for other in [other for other in origins if is_in(other, key)]:
         del origins[other]
 
 
-def origin_of(problem, origins):
+def origin_of(problem: str, origins: dict[str, Path]) -> Path | None:
     """The file that all values stand in that a line "a.b.c: what is wrong" is about, or None."""
     key = problem.partition(":")[0].partition("[")[0]
     files = {file for other, file in origins.items() if is_in(other, key)}
     return files.pop() if len(files) == 1 else None
 
 
-def is_in(key, section):
+def is_in(key: str, section: str) -> bool:
     """Whether a dotted key is `section` itself or stands in it."""
     return key == section or key.startswith(f"{section}.")
 
 
-def join(section, key):
+def join(section: str, key: object) -> str:
     """Dotted name of a key in a section, whose name is empty at the top level."""
     return f"{section}.{key}" if section else str(key)
 
 
-def parse_override(text):
+def parse_override(text: str) -> tuple[str, Any]:
     """("a.b.c", value) of "a.b.c=value"; ConfigError where it has not that form."""
     key, equals, value = text.partition("=")
     key = key.strip()
@@ -172,7 +174,7 @@ def parse_override(text):
     return key, parse_yaml(value, f"--set {text!r}: the value, which may need quotes,")
 
 
-def set_value(values, origins, key, value):
+def set_value(values: dict, origins: dict[str, Path], key: str, value: Any) -> None:
     """Sets "a.b.c" in what read_values returned; sections on the way that are missing are made."""
     *sections, last = key.split(".")
     for i, name in enumerate(sections):
@@ -185,7 +187,7 @@ def set_value(values, origins, key, value):
     _forget(origins, key)
 
 
-def describe(value):
+def describe(value: object) -> str:
     """A value in an error message, at most a line of it."""
     if isinstance(value, dict):
         return f"a section ({_shortened(', '.join(map(str, value)))})"
@@ -193,5 +195,5 @@ def describe(value):
     return "null" if value is None else f"{names.get(type(value), '')}{_shortened(repr(value))}"
 
 
-def _shortened(text, width=80):
+def _shortened(text: str, width: int = 80) -> str:
     return text if len(text) <= width else text[:width - 3] + "..."

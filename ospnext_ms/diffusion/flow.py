@@ -4,7 +4,8 @@ NumPy only: schedules are made on the host, in float64.
 """
 
 import math
-from typing import get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import numpy as np
 
@@ -16,7 +17,7 @@ NUM_TRAIN_TIMESTEPS = 1000
 DYNAMIC_SHIFT_LINE = ((256, 0.5), (4096, 1.15))
 
 
-def shift_sigmas(sigmas, shift):
+def shift_sigmas(sigmas: np.ndarray, shift: float) -> np.ndarray:
     """s * sigma / (1 + (s - 1) * sigma): maps [0, 1] onto itself, a shift s > 1 moves it towards the noise.
 
     sigmas: float array. Returns a float64 array of its shape.
@@ -30,13 +31,13 @@ def shift_sigmas(sigmas, shift):
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
-def check_num_steps(num_steps):
+def check_num_steps(num_steps: int) -> None:
     """ValueError where `num_steps` is not a whole number of at least 1."""
     if not isinstance(num_steps, int | np.integer) or num_steps < 1:
         raise ValueError(f"num_steps is {num_steps!r}; it must be a whole number of at least 1")
 
 
-def inference_sigmas(num_steps, shift):
+def inference_sigmas(num_steps: int, shift: float) -> np.ndarray:
     """Noise levels of `num_steps` sampling steps: linspace(1, 0, num_steps + 1), shifted (arXiv 2605.28691).
 
     Returns a float64 array [num_steps + 1] that falls from 1 to 0.
@@ -48,7 +49,7 @@ def inference_sigmas(num_steps, shift):
     return shift_sigmas(np.linspace(1, 0, num_steps + 1), shift)
 
 
-def training_sigmas(u, shift):
+def training_sigmas(u: np.ndarray, shift: float) -> np.ndarray:
     """Noise levels to train on: `u`, unshifted sigmas in [0, 1] (the sigmoid of a normal), shifted.
 
     Returns a float64 array of the shape of `u`.
@@ -63,7 +64,7 @@ def training_sigmas(u, shift):
     return shift_sigmas(u, shift)
 
 
-def dynamic_shift(tokens_per_frame):
+def dynamic_shift(tokens_per_frame: float) -> float:
     """Shift that grows with the resolution: exp(k * tokens + b), 1.65 at 256 and 3.16 at 4096 tokens of a latent frame.
 
     `tokens_per_frame` counts the tokens of one latent frame, H'*W'/4, not those of the whole video.
@@ -78,7 +79,7 @@ def dynamic_shift(tokens_per_frame):
     return math.exp(log_low + slope * (tokens_per_frame - tokens_low))
 
 
-def add_noise(x0, noise, sigma):
+def add_noise(x0: Any, noise: Any, sigma: Any) -> Any:
     """x_sigma = sigma * noise + (1 - sigma) * x0.
 
     x0 and noise [B, ...], sigma [B]: all NumPy arrays, or all MindSpore tensors of one float dtype.
@@ -87,12 +88,12 @@ def add_noise(x0, noise, sigma):
     return sigma * noise + (1 - sigma) * x0
 
 
-def velocity_target(x0, noise):
+def velocity_target(x0: Any, noise: Any) -> Any:
     """d x_sigma / d sigma = noise - x0, what the network learns. Arrays or tensors of one shape."""
     return noise - x0
 
 
-def noise_std(kind, sigma, sigmas, eta=0.7):
+def noise_std(kind: str, sigma: float, sigmas: Sequence[float] | np.ndarray, eta: float = 0.7) -> float:
     """Noise level std(sigma) of an SDE step, a float.
 
     "osp" (arXiv 2605.28691): std falls linearly in sigma between the first and the last of the schedule, which run from

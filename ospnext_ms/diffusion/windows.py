@@ -9,7 +9,7 @@ from ospnext_ms.diffusion.choices import WindowStrategy
 _WINDOW_STREAM = 0x71D0
 
 
-def window_start(strategy, size, every, num_steps, iteration, seed):
+def window_start(strategy: str, size: int, every: int, num_steps: int, iteration: int, seed: int) -> int:
     """First stochastic step of an iteration (Mix-GRPO, arXiv 2507.21802); the last step is never stochastic.
 
     "first": always 0. "progressive": moves on by one step every `every` iterations and begins anew after the last

@@ -1,7 +1,7 @@
 """Shapes of the networks. Framework-free, so that tools can read them without MindSpore."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ospnext_ms.hif8_format import MAX_VALUE, SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD, BackendName
 
@@ -13,7 +13,7 @@ VAE_TIME_LEVELS = (False, True, True)
 VAE_BLOCKS = {"encoder": 2, "decoder": 3}
 
 
-def _require_choices(section, config):
+def _require_choices(section: str, config: Any) -> None:
     """ValueError for the first field whose value is not one of those that its annotation, a Literal, lists."""
     for name, hint in get_type_hints(type(config)).items():
         choices = [choice for option in (hint, *get_args(hint)) for choice in get_args(option)
@@ -23,7 +23,7 @@ def _require_choices(section, config):
             raise ValueError(f"{section}.{name} is {value!r}; valid: {', '.join(map(repr, choices))}")
 
 
-def _require_in_range(section, config, highest, *names):
+def _require_in_range(section: str, config: Any, highest: int, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not 1 <= value <= highest:
@@ -70,7 +70,7 @@ class DiTConfig:
     text_len: int
     in_channels: int = 16
     out_channels: int = 16
-    patch_size: tuple = (1, 2, 2)
+    patch_size: tuple[int, int, int] = (1, 2, 2)
     skiparse: Literal["dual_end", "full"] = "dual_end"
     sparse_ratio: int = 2
     num_full_blocks: int | None = None
@@ -91,11 +91,11 @@ class DiTConfig:
             raise ValueError(f"dit.dim {self.dim} over dit.num_heads {self.num_heads} must be a whole, even head size")
         if self.freq_dim % 2:
             raise ValueError(f"dit.freq_dim is {self.freq_dim}; it must be even (half cosine, half sine)")
-        if len(self.patch_size) != 3 or self.patch_size[0] != 1:
+        if len(self.patch_size) != 3 or self.patch_size[0] != 1 or min(self.patch_size) < 1:
             raise ValueError(f"dit.patch_size is {self.patch_size}; it must be (1, height, width)")
         self._check_full_blocks()
 
-    def _check_full_blocks(self):
+    def _check_full_blocks(self) -> None:
         n = self.num_full_blocks
         if self.skiparse == "dual_end":
             valid = list(range(0, self.num_layers // 2 + 1, 4))
@@ -103,15 +103,16 @@ class DiTConfig:
                 raise ValueError(f"dit.num_full_blocks is {n}; with {self.num_layers} layers valid values are {valid}")
 
     @property
-    def head_dim(self):
+    def head_dim(self) -> int:
         """Width of one attention head."""
         return self.dim // self.num_heads
 
     @property
-    def block_patterns(self):
+    def block_patterns(self) -> tuple[str, ...]:
         """Pattern of every block, in order: a tuple of "full", "token" and "group" (paper: hybrid layout)."""
         if self.skiparse == "full":
             return ("full",) * self.num_layers
+        assert self.num_full_blocks is not None
         half = self.num_full_blocks // 2
         sparse = range(half, self.num_layers - half)
         return tuple(("token" if i % 2 == 0 else "group") if i in sparse else "full" for i in range(self.num_layers))

@@ -1,9 +1,12 @@
 """Floating-point operations of a DiT forward, counted from its shapes. A multiply-add counts as two."""
 
+from collections.abc import Sequence
+
+from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.skiparse import SkiparsePlan
 
 
-def forward_flops(config, grid):
+def forward_flops(config: DiTConfig, grid: Sequence[int]) -> dict[str, int]:
     """Operations of one forward of one sample: linears and attention of all blocks, embeddings and head.
 
     Args:
@@ -30,6 +33,7 @@ def forward_flops(config, grid):
     return {"linear": linear, "attention": attention, "total": linear + attention}
 
 
-def model_flops_utilisation(forward_flops, samples, seconds, peak_tflops, devices):
+def model_flops_utilisation(forward_flops: int, samples: int, seconds: float, peak_tflops: float,
+                            devices: int) -> float:
     """Share of the peak that useful work takes: forward and twice as much backward; recomputation does not count."""
     return 3 * forward_flops * samples / (seconds * peak_tflops * 1e12 * devices)

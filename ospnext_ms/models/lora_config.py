@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
@@ -13,7 +15,7 @@ class LoRAConfig:
 
     rank: int
     alpha: float
-    targets: tuple
+    targets: tuple[str, ...]
 
     def __post_init__(self):
         if self.rank < 1:
@@ -24,15 +26,15 @@ class LoRAConfig:
             raise ValueError(f"lora.targets is {list(self.targets)}; it must be a list of layer names such as q, k, v")
 
     @property
-    def scaling(self):
+    def scaling(self) -> float:
         """alpha / rank, the factor of B A."""
         return self.alpha / self.rank
 
-    def fits(self, layer):
+    def fits(self, layer: str) -> bool:
         """True for a layer that gets an adapter."""
         return any(layer == target or layer.endswith(f".{target}") for target in self.targets)
 
 
-def merged_weight(weight, a, b, config):
+def merged_weight(weight: np.ndarray, a: np.ndarray, b: np.ndarray, config: LoRAConfig) -> np.ndarray:
     """weight + scaling * B A in float64; NumPy, fp32 [out, in]."""
     return (weight.astype("float64") + config.scaling * (b.astype("float64") @ a)).astype("float32")

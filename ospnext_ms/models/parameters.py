@@ -4,12 +4,17 @@ The sizes are plain numbers here, not configurations: those also hold what no we
 text length, sparse layout), and a checkpoint may come without them. Framework-free.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from ospnext_ms.models.config import VAE_BLOCKS, VAE_TIME_LEVELS, VAE_WIDTHS
 
 KINDS = ("dit", "vae", "umt5")
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
 
 
-def expected_shapes(kind: str, sizes: dict) -> dict[str, tuple]:
+def expected_shapes(kind: str, sizes: Mapping[str, Any]) -> Shapes:
     """Table name -> shape of a network of the given sizes, in the order of the original modules.
 
     `sizes` has exactly the parameters of `dit_shapes`, `vae_shapes` or `umt5_shapes`.
@@ -17,7 +22,8 @@ def expected_shapes(kind: str, sizes: dict) -> dict[str, tuple]:
     return {"dit": dit_shapes, "vae": vae_shapes, "umt5": umt5_shapes}[kind](**sizes)
 
 
-def dit_shapes(*, dim, ffn_dim, num_layers, freq_dim, text_dim, in_channels, out_channels, patch_size):
+def dit_shapes(*, dim: int, ffn_dim: int, num_layers: int, freq_dim: int, text_dim: int, in_channels: int,
+               out_channels: int, patch_size: Sequence[int]) -> Shapes:
     """The diffusion transformer (Wan2.1, arXiv 2503.20314)."""
     patch_volume = patch_size[0] * patch_size[1] * patch_size[2]
     table = {
@@ -39,9 +45,10 @@ def dit_shapes(*, dim, ffn_dim, num_layers, freq_dim, text_dim, in_channels, out
     return table | {"head.modulation": (1, 2, dim)} | _layer("head.head", (out_channels * patch_volume, dim))
 
 
-def umt5_shapes(*, vocab_size, dim, ffn_dim, num_heads, num_layers, num_buckets):
+def umt5_shapes(*, vocab_size: int, dim: int, ffn_dim: int, num_heads: int, num_layers: int,
+                num_buckets: int) -> Shapes:
     """The UMT5 text encoder; every layer has a relative position bias of its own."""
-    table = {"token_embedding.weight": (vocab_size, dim)}
+    table: Shapes = {"token_embedding.weight": (vocab_size, dim)}
     for i in range(num_layers):
         block = f"blocks.{i}"
         table[f"{block}.norm1.weight"] = (dim,)
@@ -54,7 +61,7 @@ def umt5_shapes(*, vocab_size, dim, ffn_dim, num_heads, num_layers, num_buckets)
     return table | {"norm.weight": (dim,)}
 
 
-def vae_shapes(*, dim, z_dim):
+def vae_shapes(*, dim: int, z_dim: int) -> Shapes:
     """WanVAE: base width `dim`, width multipliers (1, 2, 4, 4), `z_dim` latent channels."""
     top = dim * VAE_WIDTHS[-1]
     return {
@@ -73,19 +80,20 @@ def vae_shapes(*, dim, z_dim):
     }
 
 
-def _layer(name, shape):
+def _layer(name: str, shape: Shape) -> Shapes:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
-def _dit_attention(name, dim):
-    table = {}
+def _dit_attention(name: str, dim: int) -> Shapes:
+    table: Shapes = {}
     for projection in "qkvo":
         table.update(_layer(f"{name}.{projection}", (dim, dim)))
     return table | {f"{name}.norm_q.weight": (dim,), f"{name}.norm_k.weight": (dim,)}
 
 
-def _vae_down(dim):
-    table, i, width = {}, 0, dim
+def _vae_down(dim: int) -> Shapes:
+    table: Shapes = {}
+    i, width = 0, dim
     for level, multiplier in enumerate(VAE_WIDTHS):
         for _ in range(VAE_BLOCKS["encoder"]):
             table.update(_vae_residual(f"encoder.downsamples.{i}", width, dim * multiplier))
@@ -100,8 +108,9 @@ def _vae_down(dim):
     return table
 
 
-def _vae_up(dim):
-    table, i, width = {}, 0, dim * VAE_WIDTHS[-1]
+def _vae_up(dim: int) -> Shapes:
+    table: Shapes = {}
+    i, width = 0, dim * VAE_WIDTHS[-1]
     for level, multiplier in enumerate(reversed(VAE_WIDTHS)):
         for _ in range(VAE_BLOCKS["decoder"]):
             table.update(_vae_residual(f"decoder.upsamples.{i}", width, dim * multiplier))
@@ -117,8 +126,8 @@ def _vae_up(dim):
     return table
 
 
-def _vae_residual(name, width_in, width_out):
-    table = {
+def _vae_residual(name: str, width_in: int, width_out: int) -> Shapes:
+    table: Shapes = {
         f"{name}.residual.0.gamma": (width_in, 1, 1, 1),
         **_layer(f"{name}.residual.2", (width_out, width_in, 3, 3, 3)),
         f"{name}.residual.3.gamma": (width_out, 1, 1, 1),
@@ -127,7 +136,7 @@ def _vae_residual(name, width_in, width_out):
     return table if width_in == width_out else table | _layer(f"{name}.shortcut", (width_out, width_in, 1, 1, 1))
 
 
-def _vae_middle(name, width):
+def _vae_middle(name: str, width: int) -> Shapes:
     return {
         **_vae_residual(f"{name}.0", width, width),
         f"{name}.1.norm.gamma": (width, 1, 1),

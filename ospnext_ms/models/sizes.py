@@ -9,22 +9,22 @@ TEMPORAL_COMPRESSION = 4
 MAX_PIXELS, MAX_FRAMES = 2**14, 2**13 + 1
 
 
-def latent_frames(frames):
+def latent_frames(frames: int) -> int:
     """Frames of the latent of so many frames of video."""
     return (frames - 1) // TEMPORAL_COMPRESSION + 1
 
 
-def latent_size(height, width, frames):
+def latent_size(height: int, width: int, frames: int) -> tuple[int, int, int]:
     """(T, h, w) of the latent of a video in pixels and frames."""
     return (latent_frames(frames), height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION)
 
 
-def video_size(frames, height, width):
+def video_size(frames: int, height: int, width: int) -> tuple[int, int, int]:
     """(height, width, frames) of the video of a latent (T, h, w)."""
     return (SPATIAL_COMPRESSION * height, SPATIAL_COMPRESSION * width, TEMPORAL_COMPRESSION * (frames - 1) + 1)
 
 
-def check_frames(name, frames):
+def check_frames(name: str, frames: int) -> None:
     """ValueError, with the nearest valid numbers, unless `frames` of video fill whole frames of the latent."""
     step = TEMPORAL_COMPRESSION
     if frames % step != 1 or not 1 <= frames <= MAX_FRAMES:
@@ -32,7 +32,7 @@ def check_frames(name, frames):
                          f"nearest valid: {_nearest(frames, step, 1, 1, MAX_FRAMES)}")
 
 
-def check_pixels(name, size, patch=1):
+def check_pixels(name: str, size: int, patch: int = 1) -> None:
     """ValueError, with the nearest valid sizes, unless `size` pixels fill whole patches of `patch` latent pixels."""
     multiple = SPATIAL_COMPRESSION * patch
     if size % multiple or not 1 <= size <= MAX_PIXELS:
@@ -60,7 +60,7 @@ class Tiling:
                              f"nearest valid: {_nearest(overlap, unit, 0, 0, most)}")
 
 
-def _nearest(value, step, offset, lowest, highest):
+def _nearest(value: int, step: int, offset: int, lowest: int, highest: int) -> str:
     """Text that names the valid values k*step + offset around `value`, from `lowest` to `highest`."""
     below = (value - offset) // step * step + offset
     return " and ".join(map(str, sorted({min(max(valid, lowest), highest) for valid in (below, below + step)})))

@@ -102,7 +102,7 @@ def read_workload(path, overrides=(), devices=None, video=None):
     values = {"prompts.prompt": "any", "prompts.prompt_file": None} if mode == "generate" else {}
     config = load_config(RUN_MODES[mode], path, overrides, values)
     if video is not None:
-        video = check_bucket(video)
+        check_bucket(video)
     parallel = _parallel(config, devices)
     if mode in ("generate", "post_train"):
         return {"generate": _generation, "post_train": _post_training}[mode](config, parallel, video)

@@ -54,6 +54,9 @@ def test_shipped_files_are_valid(name, shape):
     ("model.text_encoder.dim=32", r"text_encoder\.dim is 32 but dit\.text_dim is 64"),
     ("model.vae.z_dim=4", r"vae\.z_dim 4, dit\.in_channels 16"),
     ("model.dit.text_len=0", r"dit\.text_len is 0"),
+    ("model.dit.patch_size=[1, 2]", r"model\.dit\.patch_size: the list \[1, 2\] has 2 entries; it must have 3"),
+    ("model.dit.patch_size=[1, 2, x]", r"model\.dit\.patch_size\[2\]: the text 'x' is not a whole number"),
+    ("model.dit.patch_size=[1, 0, 2]", r"patch_size is \(1, 0, 2\)"),
     ("run_mode=train", r"is for run_mode 'train'; this command runs one of generate"),
 ])
 def test_wrong_overrides(override, expected):
@@ -179,7 +182,7 @@ def test_a_section_left_empty(mapping):
 @dataclass(frozen=True)
 class Inner:
     rate: float
-    sizes: tuple = (1,)
+    sizes: tuple[int, ...] = (1,)
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,8 @@ def test_the_reader_serves_any_dataclass():
         read_section(Outer, {"kind": "a", "inner": {}}, "run")
     with pytest.raises(ConfigError, match=r"run\.inner\.sizes: the number 3 is not a list"):
         read_section(Outer, {"kind": "a", "inner": {"rate": 1, "sizes": 3}}, "run")
+    with pytest.raises(ConfigError, match=r"run\.inner\.sizes\[1\]: the text 'x' is not a whole number"):
+        read_section(Outer, {"kind": "a", "inner": {"rate": 1, "sizes": [3, "x"]}}, "run")
 
 
 @pytest.mark.parametrize("section", [SamplingSection, VideoSection, PromptsSection, GenerateConfig])

@@ -56,7 +56,8 @@ def test_a_number_of_processes_that_does_not_fit_is_refused(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(("override", "words"), [
-    ("optimizer.betas=[0.9]", "betas is"),
+    ("optimizer.betas=[0.9]", "optimizer.betas: the list .* has 1 entries; it must have 2"),
+    ("optimizer.betas=[0.9, 1]", "betas is"),
     ("flow.shift=fast", "dynamic"),
     ("lr_schedule.type=ConstantWarmUpLR", "does not use"),
     ("lr_schedule.warmup_steps=400", "below runner_config.steps"),

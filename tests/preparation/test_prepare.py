@@ -271,8 +271,9 @@ output_dir: {tmp_path}/cache
     assert "left out: 1 x unreadable" in out
     assert "line 4: broken.mp4: unreadable:" in out
     assert out.strip().endswith("cache/index.json")
-    assert main(["prepare-data", "--config", str(path), "--part", "3/2"]) == 2
-    assert "--part is '3/2'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["prepare-data", "--config", str(path), "--part", "3/2"])
+    assert "argument --part: '3/2' is not I/N" in capsys.readouterr().err
     monkeypatch.setenv("MS_WORKER_NUM", "2")
     assert main(["prepare-data", "--config", str(path)]) == 2
     assert "does not run under msrun" in capsys.readouterr().err

@@ -171,7 +171,7 @@ def test_a_cache_of_videos_keeps_no_frames(folder):
 @pytest.mark.parametrize(("changes", "expected"), [
     ({"clips__buckets": [[60, 96, 9]]}, "height is 60; it must be a multiple of 16 .*; nearest valid: 48 and 64"),
     ({"clips__buckets": [[64, 96, 8]]}, "number of frames is 8; it must be 4k.1 .*; nearest valid: 5 and 9"),
-    ({"clips__buckets": [[64, 96]]}, r"expected \[height, width, frames\]"),
+    ({"clips__buckets": [[64, 96]]}, r"clips.buckets\[0\]: the list \[64, 96\] has 2 entries; it must have 3"),
     ({"clips__buckets": []}, "buckets is empty"),
     ({"clips__buckets": [[64, 96, 9], [64, 96, 9]]}, "given twice"), ({"clips__max_cut": 1}, "max_cut is 1"),
     ({"filters__min_seconds": 3, "filters__max_seconds": 2}, "min_seconds 3.0 is above max_seconds 2.0"),

@@ -12,7 +12,8 @@ import time
 
 import numpy as np
 
-from ospnext_ms.config.reader import add_config_options, load_config
+from ospnext_ms.commands.options import add_config_options
+from ospnext_ms.config.reader import load_config
 from ospnext_ms.config.train import TrainConfig
 from ospnext_ms.parallel.degrees import check_parallel, world_size
 from ospnext_ms.reporting.clock import STEPS_OF_TRIALS
