@@ -82,8 +82,8 @@ def stop_when_understood(monkeypatch):
         raise UnderstoodError
 
     def then_stop(read):
-        def stopped(*arguments):
-            read(*arguments)
+        def stopped(*arguments, **options):
+            read(*arguments, **options)
             raise UnderstoodError
         return stopped
 

@@ -46,11 +46,13 @@ def driver_version(file=DRIVER_FILE):
 def collective_checks():
     """[(name, function)] of the collectives' contracts among the processes of msrun; none in a single process."""
     from ospnext_ms.config.sections import ParallelSection
-    from ospnext_ms.kernels.collective_contracts import COLLECTIVE_CONTRACTS
     from ospnext_ms.parallel.degrees import world_size
-    from ospnext_ms.parallel.mesh import start_processes
 
     if world_size() == 1:
         return []
+
+    from ospnext_ms.kernels.collective_contracts import COLLECTIVE_CONTRACTS
+    from ospnext_ms.parallel.mesh import start_processes
+
     group = start_processes(ParallelSection()).world_group
     return [(name, partial(contract, group)) for name, contract in COLLECTIVE_CONTRACTS]
