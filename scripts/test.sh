@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # From a fresh machine (Python 3.11, gcc and a package index) to all tests run. Safe to run again.
 #
-#   bash scripts/test.sh                     lint, and all tests but the slow ones
-#   bash scripts/test.sh --fast              lint, and what needs neither MindSpore nor PyTorch: under a minute
+#   bash scripts/test.sh                     lint, types, and all tests but the slow ones
+#   bash scripts/test.sh --fast              lint, types, and what needs neither MindSpore nor PyTorch: under a minute
 #   bash scripts/test.sh -m slow             other arguments go to pytest
 #   bash scripts/test.sh tests/models -x
 set -euo pipefail
@@ -11,6 +11,7 @@ source scripts/environment.sh
 prepare_environment requirements-test.txt
 
 "$PYTHON" -m ruff check .
+"$PYTHON" -m pyright
 
 if [ "${1:-}" = --fast ]; then
   exec "$PYTHON" -m pytest -m "not framework and not slow" "${@:2}"

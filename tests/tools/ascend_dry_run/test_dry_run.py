@@ -13,9 +13,9 @@ from tools.ascend_dry_run.collectives import first_difference
 from tools.ascend_dry_run.paths import PATHS
 from tools.ascend_dry_run.run import run_case
 
-pytestmark = pytest.mark.skipif(
+pytestmark = [pytest.mark.framework, pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64" or not all(map(shutil.which, ("gcc", "nm", "c++filt"))),
-    reason="the dry run needs MindSpore's wheel for Linux on x86-64, gcc and binutils")
+    reason="the dry run needs MindSpore's wheel for Linux on x86-64, gcc and binutils")]
 
 # 6,480 tokens, of which the activations are larger than the weights of a small network.
 GRID = (9, 36, 20)
