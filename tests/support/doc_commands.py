@@ -137,7 +137,9 @@ SHORTER = {
                                                    "--set eval_dataset.every=1",
     "save_checkpoint_steps=500": "save_checkpoint_steps=2",
     "--seeds 0 1 2 3": "--seeds 0 --steps 2",
-    "--device cuda": "--device cpu", "--samples 1000": "--samples 2", "--samples 120": "--samples 2",
+    "--model both --samples 1000": "--model both --samples 2 --steps 2 --no-judge",
+    "--model sparse --samples 120": "--model sparse --samples 2 --steps 2 --no-judge",
+    "--samples 1000": "--samples 2", "--device cuda": "--device cpu",
     "--grid 5 32 32 --repeats 3": "--grid 2 8 8 --repeats 1", "--megabytes 64": "--megabytes 1",
     "DIR/vae.json DIR/dit_full.json DIR/dit_sparse.json --output DIR/curves.png":
         "docs/results/logs/vae.json docs/results/logs/dit_full.json --output curves.png",
