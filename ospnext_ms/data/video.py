@@ -5,17 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 import av
-import cv2
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
 from ospnext_ms.data.decoding import opened, upright
+from ospnext_ms.data.pictures import thumbnail
 from ospnext_ms.storage.files import atomic_path
 
-THUMBNAIL_WIDTH = 240
 GRID_CELL_WIDTH = 320
-_CAPTION_HEIGHT = 22
-_GAP = 4
 # H.264 numbers BT.709 as 1, in primaries and transfer curve alike (ITU-T H.264, tables E-3 and E-4).
 _BT709 = 1
 
@@ -86,62 +83,6 @@ def read_video(path) -> np.ndarray:
     if not frames:
         raise ValueError(f"{path} holds no frames")
     return np.stack(frames)
-
-
-def write_png(path, image: np.ndarray):
-    """Writes a uint8 RGB image [height, width, 3]."""
-    with atomic_path(path) as temporary:
-        if not cv2.imwrite(str(temporary), image[..., ::-1]):
-            raise OSError(f"cannot write the image {path}")
-
-
-def evenly_spaced(count: int, columns: int) -> list[int]:
-    """Indices of at most `columns` of `count` frames, the first and the last among them."""
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(columns, count))})
-
-
-def thumbnail(frame: np.ndarray, width: int = THUMBNAIL_WIDTH) -> np.ndarray:
-    """The frame scaled down to `width` pixels; as it is where it is not wider."""
-    if frame.shape[1] <= width:
-        return frame
-    height = max(round(frame.shape[0] * width / frame.shape[1]), 1)
-    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-
-
-def contact_sheet(videos: Sequence[Sequence[np.ndarray]], captions: Sequence[str], columns: int) -> np.ndarray:
-    """Image [height, width, 3] with one row per video: its caption above `columns` evenly spaced thumbnails.
-
-    Captions are cut to the sheet's width; OpenCV's font has ASCII only, other characters become question marks.
-    """
-    if not videos or len(videos) != len(captions):
-        raise ValueError(f"{len(videos)} videos and {len(captions)} captions; expected as many, and at least one")
-    rows = [[thumbnail(video[i]) for i in evenly_spaced(len(video), columns)] for video in videos]
-    width = max(sum(cell.shape[1] + _GAP for cell in row) for row in rows) + _GAP
-    strips = []
-    for row, caption in zip(rows, captions, strict=True):
-        height = max(cell.shape[0] for cell in row)
-        strip = np.full((_CAPTION_HEIGHT + height + _GAP, width, 3), 255, np.uint8)
-        _write_caption(strip, caption)
-        left = _GAP
-        for cell in row:
-            strip[_CAPTION_HEIGHT : _CAPTION_HEIGHT + cell.shape[0], left : left + cell.shape[1]] = cell
-            left += cell.shape[1] + _GAP
-        strips.append(strip)
-    return np.concatenate(strips)
-
-
-def _write_caption(strip, caption):
-    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.45
-    text = " ".join(caption.split()).encode("ascii", "replace").decode()
-    room = strip.shape[1] - 2 * _GAP
-    fits = _longest_fit(text, lambda part: cv2.getTextSize(part, font, scale, 1)[0][0] <= room)
-    cv2.putText(strip, fits, (_GAP, _CAPTION_HEIGHT - 7), font, scale, (0, 0, 0), 1, cv2.LINE_AA)
-
-
-def _longest_fit(text, fits):
-    if fits(text):
-        return text
-    return next((text[:n] + "..." for n in range(len(text) - 1, 0, -1) if fits(text[:n] + "...")), "")
 
 
 def write_grid(path, videos: Sequence, fps: float, crf: int) -> int:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 import ospnext_ms
-from ospnext_ms.data.video import contact_sheet, evenly_spaced, thumbnail, write_grid, write_png
+from ospnext_ms.data.pictures import contact_sheet, evenly_spaced, thumbnail, write_png
+from ospnext_ms.data.video import write_grid
 from ospnext_ms.generation.checks import check_adapter, check_files
 from ospnext_ms.generation.noise import load_starting_noise
 from ospnext_ms.generation.prompts import list_videos

@@ -7,9 +7,9 @@ def compile_once(cells, kinds):
     """Cells of one kind become one graph that is called with the weights of each, where gradients of them are compiled
     for Ascend.
 
-    What MindSpore calls lazy inlining. Without it recomputation keeps most of what it should compute anew, because
-    what is computed twice in one graph is recognised and merged again (docs/ascend.md). To be called before anything
-    is compiled.
+    What MindSpore calls lazy inlining. Without it a compiled gradient keeps most of what recomputation should compute
+    anew (measured in the dry run, docs/ascend.md); our reading, not proven, is that what is computed twice in one
+    graph is recognised and merged again. To be called before anything is compiled.
 
     Args:
         cells: of the same layers and shapes. kinds: one for each; those of equal kinds take the same branches.

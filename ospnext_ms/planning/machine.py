@@ -152,7 +152,7 @@ def check_png():
     """A PNG is written."""
     import numpy as np
 
-    from ospnext_ms.data.video import write_png
+    from ospnext_ms.data.pictures import write_png
 
     with tempfile.TemporaryDirectory() as folder:
         write_png(Path(folder) / "test.png", np.zeros((8, 8, 3), np.uint8))

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
-from ospnext_ms.data.video import contact_sheet, write_mp4, write_png
+from ospnext_ms.data.pictures import contact_sheet, write_png
+from ospnext_ms.data.video import write_mp4
 from ospnext_ms.diffusion.flow import inference_sigmas
 from ospnext_ms.post_training.rollout import batches, filled
 from ospnext_ms.post_training.shares import share

@@ -5,16 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from ospnext_ms.data.video import (
-    contact_sheet,
-    evenly_spaced,
-    iterate_video,
-    read_video,
-    thumbnail,
-    write_grid,
-    write_mp4,
-    write_png,
-)
+from ospnext_ms.data.pictures import contact_sheet, evenly_spaced, thumbnail, write_png
+from ospnext_ms.data.video import iterate_video, read_video, write_grid, write_mp4
 
 COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 150, 40), (128, 128, 128)], np.uint8)
 

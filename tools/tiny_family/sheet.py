@@ -1,6 +1,6 @@
 """Contact sheets of clips."""
 
-from ospnext_ms.data.video import contact_sheet, write_png
+from ospnext_ms.data.pictures import contact_sheet, write_png
 
 COLUMNS = 5
 
