@@ -11,7 +11,7 @@ source scripts/environment.sh
 prepare_environment requirements-test.txt
 
 "$PYTHON" -m ruff check .
-"$PYTHON" -m pyright
+"$PYTHON" -m pyright --pythonpath "$PYTHON"
 
 if [ "${1:-}" = --fast ]; then
   exec "$PYTHON" -m pytest -m "not framework and not slow" "${@:2}"
