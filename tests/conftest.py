@@ -1,6 +1,7 @@
 """Which tests are run, on which cores, and what they share."""
 
 import os
+import signal
 import sys
 from functools import cache, partial
 from importlib.machinery import PathFinder
@@ -28,6 +29,9 @@ class _WithoutFrameworks(PathFinder):
 
 def pytest_configure(config):
     _share_cores()
+    # A script's background jobs are started with SIGINT ignored, which what the tests start would inherit.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not _may_match(config, {"framework"}, LANES):
         # A test that needs one and does not say so fails here as it would on a machine without.
         sys.meta_path[sys.meta_path.index(PathFinder)] = _WithoutFrameworks
