@@ -91,6 +91,14 @@ def _dit_attention(name: str, dim: int) -> Shapes:
     return table | {f"{name}.norm_q.weight": (dim,), f"{name}.norm_k.weight": (dim,)}
 
 
+def _vae_resample(name: str, space: tuple[int, int], time: tuple[int, int] | None) -> Shapes:
+    """Between two levels: channels (out, in) of the convolution in space, and of that in time where there is one."""
+    table = _layer(f"{name}.resample.1", (*space, 3, 3))
+    if time:
+        table.update(_layer(f"{name}.time_conv", (*time, 3, 1, 1)))
+    return table
+
+
 def _vae_down(dim: int) -> Shapes:
     table: Shapes = {}
     i, width = 0, dim
@@ -100,10 +108,8 @@ def _vae_down(dim: int) -> Shapes:
             width = dim * multiplier
             i += 1
         if level < len(VAE_TIME_LEVELS):
-            name = f"encoder.downsamples.{i}"
-            table.update(_layer(f"{name}.resample.1", (width, width, 3, 3)))
-            if VAE_TIME_LEVELS[level]:
-                table.update(_layer(f"{name}.time_conv", (width, width, 3, 1, 1)))
+            time = (width, width) if VAE_TIME_LEVELS[level] else None
+            table.update(_vae_resample(f"encoder.downsamples.{i}", (width, width), time))
             i += 1
     return table
 
@@ -117,10 +123,8 @@ def _vae_up(dim: int) -> Shapes:
             width = dim * multiplier
             i += 1
         if level < len(VAE_TIME_LEVELS):
-            name = f"decoder.upsamples.{i}"
-            table.update(_layer(f"{name}.resample.1", (width // 2, width, 3, 3)))
-            if VAE_TIME_LEVELS[::-1][level]:
-                table.update(_layer(f"{name}.time_conv", (2 * width, width, 3, 1, 1)))
+            time = (2 * width, width) if VAE_TIME_LEVELS[::-1][level] else None
+            table.update(_vae_resample(f"decoder.upsamples.{i}", (width // 2, width), time))
             width //= 2
             i += 1
     return table

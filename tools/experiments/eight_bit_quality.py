@@ -7,18 +7,17 @@ judge of evaluate_tiny says what they show: differences to bf16 are paired, in p
 them stands the relative error of the latents after 50 steps against those of bf16, and of bf16 against fp32.
 """
 
-import argparse
 import json
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from tools.experiments.options import evaluation_parser, parse_evaluation
 from tools.tiny_family.backends import DIT_FILES, torch_clips
 from tools.tiny_family.evaluation import accuracy, balanced_prompts, judge_all, noise_of, paired_difference, score
-from tools.tiny_family.recipe import FOLDER, load_recipe
+from tools.tiny_family.recipe import load_recipe
 from tools.tiny_family.sheet import write_sheet
 from tools.torch_reference import flow
 from tools.torch_reference.gpu import fused
@@ -133,19 +132,10 @@ def _print_mode(mode, entry):
 
 def parse_arguments(argv=None):
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=1000, metavar="N", help="videos of each mode")
+    parser = evaluation_parser(__doc__, "mode")
     parser.add_argument("--modes", nargs="+", choices=modes(), default=list(modes()), metavar="MODE",
                         help="of: " + "; ".join(modes()))
-    parser.add_argument("--weights", type=Path, default=FOLDER / "weights")
-    parser.add_argument("--config", type=Path, default=FOLDER / "train.yaml")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--seed", type=int, default=11)
-    parser.add_argument("--output", type=Path, required=True, help="folder for the JSON report and contact sheets")
-    arguments = parser.parse_args(argv)
-    if arguments.samples < 2:
-        parser.error(f"--samples is {arguments.samples}; at least 2 are needed")
-    return arguments
+    return parse_evaluation(parser, argv)
 
 
 def main(argv=None):

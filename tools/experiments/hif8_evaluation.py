@@ -10,7 +10,6 @@ MindSpore. The judge of evaluate_tiny says what they show. Differences are paire
 95 % interval, for each seed and for all together.
 """
 
-import argparse
 import json
 import time
 from dataclasses import replace
@@ -18,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tools.experiments.options import evaluation_parser, parse_evaluation
 from tools.tiny_family.backends import torch_clips
 from tools.tiny_family.evaluation import accuracy, balanced_prompts, judge_all, noise_of, paired_difference, score
-from tools.tiny_family.recipe import FOLDER, load_recipe
+from tools.tiny_family.recipe import load_recipe
 from tools.tiny_family.sheet import write_sheet
 
 PROPERTIES = ("digit", "direction")
@@ -29,18 +29,9 @@ SHOWN = 40
 
 def parse_arguments(argv=None):
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = evaluation_parser(__doc__, "model")
     parser.add_argument("--experiment", type=Path, required=True, help="folder of tools.experiments.hif8_experiment")
-    parser.add_argument("--samples", type=int, default=1000, metavar="N", help="videos of each model")
-    parser.add_argument("--weights", type=Path, default=FOLDER / "weights", help="with VAE, text encoder, tokenizer")
-    parser.add_argument("--config", type=Path, default=FOLDER / "train.yaml")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--seed", type=int, default=11)
-    parser.add_argument("--output", type=Path, required=True, help="folder for the JSON report and contact sheets")
-    arguments = parser.parse_args(argv)
-    if arguments.samples < 2:
-        parser.error(f"--samples is {arguments.samples}; at least 2 are needed")
-    return arguments
+    return parse_evaluation(parser, argv)
 
 
 def load_dit(recipe, path, quantised, device):
