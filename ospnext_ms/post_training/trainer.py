@@ -5,7 +5,6 @@ those of training/. Videos of an iteration are numbered through its groups; ever
 another works on consecutive ones. All random draws are functions of the seed, the iteration and the video.
 """
 
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +34,13 @@ from ospnext_ms.post_training.update import (
 )
 from ospnext_ms.reporting.clock import StageClock, StepClock
 from ospnext_ms.reporting.curves import draw_rewards
-from ospnext_ms.reporting.metrics import read_metrics
+from ospnext_ms.reporting.metrics import has_figure
 from ospnext_ms.reporting.monitor import Monitor
 from ospnext_ms.reporting.progress import iteration_line
 from ospnext_ms.runtime import release_memory
 from ospnext_ms.storage import fingerprint
 from ospnext_ms.storage.peft_format import write_adapter
-from ospnext_ms.training.interruption import Interruption, exit_status
+from ospnext_ms.training.interruption import Interruption, leave
 from ospnext_ms.training.learner import Learner
 from ospnext_ms.training.resume import open_run, run_state
 
@@ -119,7 +118,7 @@ class PolicyTrainer:
                 if done % config.callbacks.save_checkpoint_steps == 0 or done == total or asked:
                     self.save()
                 if asked:
-                    self._leave(asked, monitor)
+                    leave(asked, f"iteration {done}", self.store, self._highest, monitor, self.reward.close)
                 self.store.look()
                 is_due = done == total or self._evaluation_is_due()
                 if is_due and done < total:
@@ -217,19 +216,6 @@ class PolicyTrainer:
                  **run_state(self.config, self.identity), **self.learner.state.json_state()}
         self.store.save(done, self.learner.state.copy_to_host(), state)
 
-    def _leave(self, asked, monitor):
-        """Ends the process as a signal asks for, when the checkpoint is complete."""
-        self.store.wait()
-        self._highest(0)
-        if monitor:
-            monitor.close()
-            print(f"{signal.Signals(asked).name}: iteration {self.iterations_done} is done and saved in "
-                  f"{self.store.folder}; the same command goes on from there", flush=True)
-        self.reward.close()
-        # No process ends before the others are ready to: msrun would kill them.
-        self._highest(0)
-        raise SystemExit(exit_status(asked))
-
     def _evaluation_is_due(self):
         every, done = self.config.evaluation.every, self.iterations_done
         return done in (0, self.config.runner_config.iterations) or bool(every and done % every == 0)
@@ -238,8 +224,7 @@ class PolicyTrainer:
         """Whether an evaluation is due at this iteration which the run that was stopped has not made."""
         if not self._evaluation_is_due():
             return False
-        made = self.mesh.reports and any(record.get("step") == self.iterations_done and "eval/reward" in record
-                                         for record in read_metrics(self.folder))
+        made = self.mesh.reports and has_figure(self.folder, self.iterations_done, "eval/reward")
         return not self._highest(int(made))
 
     @property

@@ -60,3 +60,8 @@ def read_metrics(folder, report=None):
         report(f"{path}: line {', '.join(map(str, damaged[:_NAMED]))}{' ...' * (len(damaged) > _NAMED)} cannot be read "
                f"and is left out; the other {len(records)} are kept")
     return records
+
+
+def has_figure(folder, step, name):
+    """Whether a run has recorded the figure `name` at `step`."""
+    return any(record["step"] == step and name in record for record in read_metrics(folder))

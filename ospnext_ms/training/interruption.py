@@ -68,3 +68,26 @@ class Interruption:
 def exit_status(number):
     """Of a process that ended because of a signal."""
     return 128 + number
+
+
+def leave(number, done, store, highest, monitor, close=lambda: None):
+    """Ends every process as a signal asks for, when the checkpoint of every process is complete.
+
+    Args:
+        number: of the signal. done: words for what was finished last ("step 3"). store: CheckpointStore.
+        highest: agreement.Highest of all processes. monitor: Monitor, None on processes that do not report.
+        close: called before the processes wait for each other a last time.
+
+    Raises:
+        SystemExit: always.
+    """
+    store.wait()
+    highest(0)
+    if monitor:
+        monitor.close()
+        print(f"{signal.Signals(number).name}: {done} is done and saved in {store.folder}; the same command goes on "
+              "from there", flush=True)
+    close()
+    # No process ends before the others are ready to: msrun would kill them.
+    highest(0)
+    raise SystemExit(exit_status(number))

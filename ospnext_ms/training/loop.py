@@ -4,7 +4,6 @@ The pieces are elsewhere and know nothing of each other: inputs, step, clipper, 
 """
 
 import json
-import signal
 from pathlib import Path
 
 import mindspore as ms
@@ -19,7 +18,7 @@ from ospnext_ms.parallel.messages import GatherTexts
 from ospnext_ms.quant.recipe import describe
 from ospnext_ms.reporting.clock import StepClock
 from ospnext_ms.reporting.curves import draw_loss
-from ospnext_ms.reporting.metrics import read_metrics
+from ospnext_ms.reporting.metrics import has_figure
 from ospnext_ms.reporting.monitor import Monitor
 from ospnext_ms.reporting.progress import training_line
 from ospnext_ms.storage import fingerprint
@@ -27,7 +26,7 @@ from ospnext_ms.storage.open_weights import read_headers
 from ospnext_ms.storage.training_checkpoint import is_group, problems_of
 from ospnext_ms.training.fixed_set import FixedSet
 from ospnext_ms.training.inputs import StepInputs, open_source, samples_per_step
-from ospnext_ms.training.interruption import Interruption, exit_status
+from ospnext_ms.training.interruption import Interruption, leave
 from ospnext_ms.training.learner import Learner
 from ospnext_ms.training.loss import VelocityLoss
 from ospnext_ms.training.resume import open_run, run_state
@@ -101,7 +100,7 @@ class Trainer:
             if self.steps_done % every == 0 or self.steps_done == total or asked:
                 self.save()
             if asked:
-                self._leave(asked, monitor)
+                leave(asked, f"step {self.steps_done}", self.store, self._highest, monitor)
             self.store.look()
             if self._evaluation_is_due():
                 self._evaluate(monitor)
@@ -166,24 +165,11 @@ class Trainer:
             return ""
         return f". Samples of the step: {'; '.join(words)}. train_dataset.exclude leaves samples out, by name"
 
-    def _leave(self, asked, monitor):
-        """Ends the process as a signal asks for, when the checkpoint of every process is complete."""
-        self.store.wait()
-        self._highest(0)
-        if monitor:
-            monitor.close()
-            print(f"{signal.Signals(asked).name}: step {self.steps_done} is done and saved in {self.store.folder}; the "
-                  "same command goes on from there", flush=True)
-        # No process ends before the others are ready to: msrun would kill them.
-        self._highest(0)
-        raise SystemExit(exit_status(asked))
-
     def _is_missing_an_evaluation(self):
         """Whether an evaluation is due at this step which the run that was stopped has not made."""
         if not (self.config.eval_dataset and (self.steps_done == 0 or self._evaluation_is_due())):
             return False
-        made = self.mesh.reports and any(record.get("step") == self.steps_done and "eval_loss" in record
-                                         for record in read_metrics(self.config.output_dir))
+        made = self.mesh.reports and has_figure(self.config.output_dir, self.steps_done, "eval_loss")
         return not self._highest(int(made))
 
     def _evaluation_is_due(self):
