@@ -41,6 +41,7 @@ def build_parser():
     parser.add_argument("--quant-report", type=Path, help="JSON file for the relative error of every tensor in 8 bits")
     parser.add_argument("--merge-into", type=Path, metavar="DIT",
                         help="transformer in the original names; the target is it with the adapter merged (lora only)")
+    parser.add_argument("--key", help="which of several sets of weights in one file (ema, generator, ...)")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is already there")
     return parser
 
@@ -68,7 +69,7 @@ def main(arguments=None):
             return 0
         summary = convert(options.kind, options.source, options.target, options.direction,
                           target_naming=options.target_naming, config=options.config, overwrite=options.overwrite,
-                          quant=options.quant, show_progress=True)
+                          quant=options.quant, key=options.key, show_progress=True)
         if options.quant_report:
             options.quant_report.write_text(json.dumps(summary.hif8_errors, indent=1) + "\n")
     except (ValueError, OSError, ImportError) as error:

@@ -5,10 +5,13 @@ What a killed process leaves behind has a name that begins with a dot and can be
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+_POINTER = b"version https://git-lfs."
 
 
 @contextlib.contextmanager
@@ -38,6 +41,18 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         _raise_with_path(error, path)
     sync(path.parent)
+
+
+def refuse_pointer(path: str | os.PathLike):
+    """ValueError where a file is git LFS's stand-in for another one, as a repository cloned without LFS has them."""
+    path = Path(path)
+    with open(path, "rb") as file:
+        text = file.read(1024)
+    if text.startswith(_POINTER):
+        size = re.search(rb"^size (\d+)$", text, re.MULTILINE)
+        of = f" of {int(size[1]) / 1e9:.3g} GB" if size else ""
+        raise ValueError(f"{path} is a git LFS pointer ({path.stat().st_size} bytes), not the file{of} that it stands "
+                         f"for: run `git lfs pull` in its repository, or download the file itself")
 
 
 @contextlib.contextmanager

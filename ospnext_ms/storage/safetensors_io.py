@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ospnext_ms.storage.files import atomic_folder, atomic_path
+from ospnext_ms.storage.files import atomic_folder, atomic_path, refuse_pointer
 
 CHUNK_BYTES = 64 << 20
 MAX_SHARD_BYTES = 5_000_000_000
@@ -112,13 +112,15 @@ def read_header(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], dict[
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a safetensors file, or shorter or longer than its header says.
+        ValueError: not a safetensors file (a git LFS pointer is called that), or shorter or longer than its header
+            says.
     """
     path = Path(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 9 or not 2 <= length <= _MAX_HEADER_BYTES or file.read(1) != b"{":
+            refuse_pointer(path)
             raise ValueError(f"{path} is not a safetensors file ({size} bytes, no header found)")
         if size < 8 + length:
             raise ValueError(f"{path} is truncated: {size} bytes, its header alone takes {8 + length}")
@@ -171,6 +173,7 @@ def read_index(path: str | os.PathLike) -> dict[str, list[str]]:
         for name, shard in weight_map.items():
             shards.setdefault(shard, []).append(name)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        refuse_pointer(path)
         raise ValueError(f"{path} is not an index of shards: it needs a 'weight_map'") from error
     foreign = [shard for shard in shards if Path(shard).name != shard]
     if foreign:

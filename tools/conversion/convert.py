@@ -14,7 +14,7 @@ from ospnext_ms.config.yaml_files import read_values
 from ospnext_ms.models.parameters import KINDS, expected_shapes
 from ospnext_ms.storage.safetensors_io import MAX_SHARD_BYTES, check_target, write_checkpoint
 from ospnext_ms.storage.weights import mismatch_report
-from tools.conversion import quantised
+from tools.conversion import float8, quantised
 from tools.conversion.names import NAMINGS, detect_naming, drop_superfluous, to_naming
 from tools.conversion.sizes import infer_sizes, sizes_from_config
 from tools.conversion.source import open_source
@@ -26,7 +26,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion did; `dropped` is the names left out on purpose, by reason."""
+    """What a conversion did; `dropped` is the names left out on purpose, by reason, `dequantised` says what was."""
 
     kind: str
     source: Path
@@ -40,6 +40,7 @@ class Summary:
     files: list
     dropped: Mapping[str, list]
     hif8_errors: Mapping[str, float]
+    dequantised: str | None
 
     def __str__(self):
         dtypes = ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())
@@ -50,6 +51,8 @@ class Summary:
             f"file{'s' if len(self.files) > 1 else ''}: {', '.join(self.files[:3])}"
             + (" ..." if len(self.files) > 3 else ""),
         ]
+        if self.dequantised:
+            lines.append(f"  dequantised to bf16: {self.dequantised}")
         if self.hif8_errors:
             errors = sorted(self.hif8_errors.items(), key=lambda item: item[1])
             (best, low), (worst, high) = errors[0], errors[-1]
@@ -61,14 +64,15 @@ class Summary:
 
 
 def convert(kind: str, source: Path, target: Path, direction: str = DIRECTIONS[0], *, target_naming: str = "original",
-            config: Path | None = None, overwrite: bool = False, quant: str | None = None,
+            config: Path | None = None, overwrite: bool = False, quant: str | None = None, key: str | None = None,
             max_shard_bytes: float = MAX_SHARD_BYTES, show_progress: bool = False) -> Summary:
-    """Converts a checkpoint; dtypes are kept. Nothing appears under `target` before it is complete.
+    """Converts a checkpoint; nothing appears under `target` before it is complete. Dtypes stay, float8 becomes bf16.
 
     `target` is a folder (shards of at most `max_shard_bytes` with an index, and the config.json where the naming stays
     the same), a .safetensors file or, towards PyTorch, a .pth file. `config` is a config.json or a run's YAML that
     gives the sizes; without it those of the source's config.json hold, and what neither says is read off the shapes.
-    `quant` "hif8" stores the blocks' matrices of a transformer in 8 bits (ospnext_ms.storage.hif8_weights).
+    `quant` "hif8" stores the blocks' matrices of a transformer in 8 bits (ospnext_ms.storage.hif8_weights). `key`
+    chooses among several sets of weights in one file.
 
     Raises:
         FileNotFoundError, FileExistsError, ImportError: see open_source and write_checkpoint.
@@ -77,9 +81,11 @@ def convert(kind: str, source: Path, target: Path, direction: str = DIRECTIONS[0
     """
     _check_options(kind, target, direction, target_naming, quant)
     check_target(target, overwrite)
-    opened = open_source(kind, source)
-    naming = detect_naming(kind, opened.tensors)
-    tensors, dropped = drop_superfluous(kind, naming, opened.tensors)
+    opened = open_source(kind, source, key)
+    stored, dequantised, of_float8 = float8.dequantise(opened.tensors)
+    naming = detect_naming(kind, stored)
+    tensors, dropped = drop_superfluous(kind, naming, stored)
+    dropped = {**opened.left_out, **of_float8, **dropped}
     sizes, origin = _find_sizes(kind, naming, opened, tensors, config)
     expected = expected_shapes(kind, sizes)
     _check_tensors(opened.path, kind, sizes, {to_naming(kind, name, naming): shape for name, shape in expected.items()},
@@ -106,7 +112,7 @@ def convert(kind: str, source: Path, target: Path, direction: str = DIRECTIONS[0
     dtypes = Counter(tensor.dtype for tensor in renamed.values())
     errors = {name: tensor.error for name, tensor in codes.items()}
     return Summary(kind, opened.path, target, naming, target_naming, sizes, origin, dtypes, total, files, dropped,
-                   errors)
+                   errors, dequantised)
 
 
 def _check_options(kind, target, direction, target_naming, quant):

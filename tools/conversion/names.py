@@ -74,6 +74,7 @@ _SUPERFLUOUS = {
         (r"^decoder\.", "the decoder of a full UMT5"),
         (r"^lm_head\.", "the output layer of a full UMT5"),
         (r"^encoder\.embed_tokens\.weight$", "a second name of shared.weight"),
+        (r"^spiece_model$", "the tokenizer"),
     ),
 }
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ospnext_ms.storage.files import atomic_path
+from ospnext_ms.storage.files import atomic_path, refuse_pointer
 from ospnext_ms.storage.safetensors_io import CHUNK_BYTES, StoredTensor
+from tools.conversion.state_dicts import find_state_dicts
 
 SUFFIXES = (".pth", ".pt", ".bin")
 # Older versions' weights_only could be tricked into executing code (CVE-2025-32434).
@@ -25,18 +26,18 @@ _DTYPE_OF_TORCH = {
     "bool": "BOOL",
 }
 _TORCH_OF_DTYPE = {dtype: name for name, dtype in _DTYPE_OF_TORCH.items()}
-_WRAPPERS = ("state_dict", "model")
 
 
-def read_torch_file(path: Path) -> dict:
-    """The tensors of a .pth file by name, none of them loaded.
+def read_torch_file(path: Path) -> tuple[dict, list]:
+    """({key: {name: tensor}}, [keys of all else]) of a .pth file: its state dictionaries, none of their tensors loaded.
 
     Raises:
         ImportError: PyTorch is not installed, or too old to be safe.
-        ValueError: not a file that torch.save wrote since version 1.6, or it holds anything but tensors by name.
+        ValueError: not a file that torch.save wrote since version 1.6, or without tensors by name.
     """
     torch = _import_torch(path)
     if not zipfile.is_zipfile(path):
+        refuse_pointer(path)
         raise ValueError(f"{path} is not a zip archive as torch.save writes it: damaged, truncated, or from a PyTorch "
                          "older than 1.6 (load and save it again with a newer one)")
     try:
@@ -48,8 +49,13 @@ def read_torch_file(path: Path) -> dict:
                          f"{hint.strip()}") from error
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{path} cannot be read by PyTorch: {error!r:.300}") from error
+    try:
+        found, others = find_state_dicts(content, torch.is_tensor)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
     mapping = _find_mapping(path)
-    return {name: _locate(path, name, tensor, mapping) for name, tensor in _state_dict(path, content, torch).items()}
+    return {key: {name: _locate(path, name, tensor, mapping) for name, tensor in state.items()}
+            for key, state in found.items()}, others
 
 
 def write_torch_file(path: Path, tensors: Mapping, progress=lambda written: None):
@@ -130,19 +136,6 @@ def _import_torch(path):
     if version < MINIMUM_TORCH:
         raise ImportError(f"PyTorch {torch.__version__} cannot read .pth files safely; install 2.6 or newer")
     return torch
-
-
-def _state_dict(path, content, torch):
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected tensors by name")
-    odd = [f"{name} ({type(value).__name__})" for name, value in content.items() if not torch.is_tensor(value)]
-    if odd:
-        raise ValueError(f"{path} holds more than tensors by name: {', '.join(odd[:10])}")
-    return content
 
 
 def _locate(path, name, tensor, mapping):

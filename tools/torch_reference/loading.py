@@ -5,16 +5,19 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from ospnext_ms.storage.files import refuse_pointer
+
 
 def load(module, path):
     """Loads a .safetensors, .pth, .pt or .bin file strictly and returns `module`; dtypes and devices stay the module's.
 
-    Raises FileNotFoundError for a missing file, ValueError for another suffix, RuntimeError (from `load_state_dict`)
-    naming every missing, unexpected or misshapen parameter.
+    Raises FileNotFoundError for a missing file, ValueError for another suffix or a git LFS pointer, RuntimeError (from
+    `load_state_dict`) naming every missing, unexpected or misshapen parameter.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    refuse_pointer(path)
     if path.suffix == ".safetensors":
         weights = load_file(path)
     elif path.suffix in (".pth", ".pt", ".bin"):

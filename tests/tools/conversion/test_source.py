@@ -45,3 +45,20 @@ def test_a_configuration_that_is_nested_too_deeply(tmp_path):
         open_source("dit", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"a": 1}))
     assert open_source("dit", tmp_path).config == {"a": 1}
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9876543210\n"
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.bin", "w.safetensors.index.json", "w.ckpt"])
+def test_a_git_lfs_pointer_is_called_one(tmp_path, name):
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(ValueError, match=rf"{name} is a git LFS pointer \(75 bytes\), .* of 9.88 GB .*lfs pull"):
+        open_source("dit", tmp_path / name)
+
+
+def test_a_configuration_that_is_a_pointer(tmp_path):
+    weights(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(POINTER)
+    with pytest.raises(ValueError, match=r"config.json is a git LFS pointer"):
+        open_source("dit", tmp_path)

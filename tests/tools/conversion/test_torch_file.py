@@ -67,7 +67,7 @@ def test_views_and_shared_storage_in_pth(tmp_path, monkeypatch):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the mapping's place is known from /proc")
 def test_pth_is_read_from_the_file_not_from_memory(tmp_path):
     torch.save(random_state("vae"), tmp_path / "a name with spaces.pth")
-    tensors = torch_file.read_torch_file(tmp_path / "a name with spaces.pth")
+    tensors = torch_file.read_torch_file(tmp_path / "a name with spaces.pth")[0][""]
     assert {type(tensor).__name__ for tensor in tensors.values()} == {"StoredTensor"}
 
 
