@@ -53,7 +53,7 @@ def test_bad_lines_are_named(tmp_path, record, expected):
     ('{"path": "a.mp4", "path": "b.mp4", "caption": "x"}', "the key 'path' is given twice"),
     ('{"path": "a.mp4", "caption": "x", "start": NaN}', "NaN is not a number in JSON"),
     ('{"path": "a.mp4", "caption": "x", "end": -Infinity}', "-Infinity is not a number in JSON"),
-    ("[" * 100_000, "too deeply nested"), ('{"path": "a", "caption": "x", "end": ' + "9" * 5000 + "}", "4300"),
+    ('{"path": ' + "[" * 100_000, "too deeply nested"), ('{"path": "a", "caption": "x", "end": ' + "9" * 5000 + "}", "4300"),
 ])
 def test_lines_that_json_readers_let_pass_or_die_of(tmp_path, line, expected):
     path = tmp_path / "m.jsonl"
@@ -86,3 +86,54 @@ def test_files_that_are_no_manifest(tmp_path):
     (tmp_path / "latin").write_bytes(b'{"path": "a", "caption": "\xe4"}')
     with pytest.raises(ValueError, match="not UTF-8"):
         read_manifest(tmp_path / "latin")
+
+
+ANNOTATIONS = [
+    {"path": "a.mp4", "cap": "a cat", "resolution": {"height": 720, "width": 1280}, "fps": 23.976, "num_frames": 240},
+    {"path": "b.mp4", "cap": ["short", "a longer one"], "cut": [48, 300], "crop": [0, 640, 0, 480], "motion": 0.01,
+     "resolution": {"height": 480, "width": 640}},
+    {"path": "c.mp4", "cap": ["x"], "cut": [10, 300], "num_frames": 100, "crop": [None, None, None, None]},
+    {"path": "d.mp4", "cap": "x", "cut": [7], "num_frames": None}, {"path": "e.jpg", "cap": ["x"]},
+]
+EXPECTED = [Entry(1, "a.mp4", ("a cat",), 0, 240), Entry(2, "b.mp4", ("short", "a longer one"), 48, 300),
+            Entry(3, "c.mp4", ("x",), 10, 110), Entry(4, "d.mp4", ("x",), 7), Entry(5, "e.jpg", ("x",))]
+
+
+@pytest.mark.parametrize("form", ["list", "lines"])
+def test_annotations_of_the_authors(tmp_path, capsys, form):
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps(ANNOTATIONS, indent=1) if form == "list" else "\n".join(map(json.dumps, ANNOTATIONS)))
+    assert read_manifest(path) == EXPECTED
+    assert capsys.readouterr().err == f"{path}: not used, as the videos themselves say it: fps, motion, resolution\n"
+
+
+@pytest.mark.parametrize(("record", "expected"), [
+    ({"path": "a", "cap": "x", "cut": [5, 5]}, "start_frame is 5 and end_frame 5"),
+    ({"path": "a", "cap": "x", "cut": [0.5, 9]}, r"cut is \[0.5, 9\]; expected: \[first frame"),
+    ({"path": "a", "cap": "x", "cut": 5}, "cut is 5; expected"), ({"path": "a", "cap": []}, r"caption is \[\]"),
+    ({"path": "a", "cap": "x", "num_frames": 0}, "num_frames is 0; expected"),
+    ({"path": "a", "cap": "x", "crop": [0, 600, 0, 480], "resolution": {"height": 480, "width": 640}},
+     r"crop is \[0, 600, 0, 480\]: parts of pictures are not cut out here"),
+    ({"path": "a", "cap": "x", "caption": "y"}, "unknown keys cap; valid"), (3, "3 is not an object"),
+])
+def test_bad_entries_of_annotations_are_named(tmp_path, record, expected):
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps([ANNOTATIONS[0], record]))
+    with pytest.raises(ValueError, match=r"m\.json, entry 2: .*" + expected):
+        read_manifest(path)
+
+
+def test_lists_that_are_no_manifests(tmp_path):
+    path = tmp_path / "data.txt"
+    path.write_text("/videos/pexels, annotations/pexels.json\n")
+    with pytest.raises(ValueError, match="manifest: annotations/pexels.json and video_root: /videos/pexels"):
+        read_manifest(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="data.txt: not JSON that can be read: too deeply nested"):
+        read_manifest(path)
+    path.write_text('[{"path": "a.mp4", "cap": "x"},')
+    with pytest.raises(ValueError, match="data.txt: not JSON"):
+        read_manifest(path)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9876\n")
+    with pytest.raises(ValueError, match="git LFS pointer"):
+        read_manifest(path)
