@@ -53,7 +53,8 @@ def test_bad_lines_are_named(tmp_path, record, expected):
     ('{"path": "a.mp4", "path": "b.mp4", "caption": "x"}', "the key 'path' is given twice"),
     ('{"path": "a.mp4", "caption": "x", "start": NaN}', "NaN is not a number in JSON"),
     ('{"path": "a.mp4", "caption": "x", "end": -Infinity}', "-Infinity is not a number in JSON"),
-    ('{"path": ' + "[" * 100_000, "too deeply nested"), ('{"path": "a", "caption": "x", "end": ' + "9" * 5000 + "}", "4300"),
+    ('{"path": ' + "[" * 100_000, "too deeply nested"),
+    ('{"path": "a", "caption": "x", "end": ' + "9" * 5000 + "}", "4300"),
 ])
 def test_lines_that_json_readers_let_pass_or_die_of(tmp_path, line, expected):
     path = tmp_path / "m.jsonl"
