@@ -13,6 +13,8 @@ A cache whose contents are "videos" has the same files, with no latents in them:
 """
 
 import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +23,7 @@ import numpy as np
 
 from ospnext_ms.storage.files import atomic_path
 from ospnext_ms.storage.fingerprint import of_values, of_whole_file
-from ospnext_ms.storage.safetensors_io import ArrayTensor, read_header, write_file
+from ospnext_ms.storage.safetensors_io import ArrayTensor, StoredTensor, read_header, write_file
 
 INDEX = "index.json"
 SETTINGS = "settings.json"
@@ -31,12 +33,12 @@ FORMAT = "ospnext_ms cache 1"
 STORED_DTYPES = {"fp32": np.float32, "fp16": np.float16}
 
 
-def clips_shard(number):
+def clips_shard(number: int) -> str:
     """File name of a shard of clips."""
     return f"clips-{number:05d}.safetensors"
 
 
-def text_shard(number):
+def text_shard(number: int) -> str:
     """File name of the shard with the text embeddings of the clips of shard `number`."""
     return f"text-{number:05d}.safetensors"
 
@@ -49,10 +51,11 @@ class Sample:
     name: str
     shard: int
     bucket: int
-    texts: tuple
+    texts: tuple[int, ...]
 
 
-def write_clips(path, latents, samples, left_out):
+def write_clips(path: str | os.PathLike, latents: Mapping[str, np.ndarray], samples: list[dict],
+                left_out: list[dict]) -> None:
     """Writes a shard of clips atomically.
 
     Args:
@@ -63,7 +66,7 @@ def write_clips(path, latents, samples, left_out):
     write_file(path, {name: ArrayTensor(array) for name, array in latents.items()}, metadata)
 
 
-def read_clips(path):
+def read_clips(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], list[dict], list[dict]]:
     """(tensors by name, samples, left_out) of a shard of clips. ValueError where it is damaged."""
     tensors, metadata = read_header(path)
     try:
@@ -72,13 +75,13 @@ def read_clips(path):
         raise ValueError(f"{path} is not a shard of clips: {error!r}") from error
 
 
-def write_texts(path, captions, embeddings):
+def write_texts(path: str | os.PathLike, captions: Sequence[str], embeddings: Iterable[np.ndarray]) -> None:
     """Writes a shard of text embeddings atomically: captions, and as many arrays [length, text_dim]."""
     tensors = {str(i): ArrayTensor(array) for i, array in enumerate(embeddings)}
     write_file(path, tensors, {"captions": json.dumps(captions, ensure_ascii=False)})
 
 
-def read_texts(path):
+def read_texts(path: str | os.PathLike) -> tuple[list[StoredTensor], list[str]]:
     """(list of stored embeddings, captions) of a shard of texts. ValueError where it is damaged."""
     tensors, metadata = read_header(path)
     try:
@@ -88,13 +91,14 @@ def read_texts(path):
         raise ValueError(f"{path} is not a shard of text embeddings: {error!r}") from error
 
 
-def write_json(path, value):
+def write_json(path: str | os.PathLike, value: object) -> None:
     """Writes a value as JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def write_index(folder, *, contents, fps, buckets, text_len, text_dim, samples, video_root=None):
+def write_index(folder: str | os.PathLike, *, contents: str, fps: float, buckets: Iterable[tuple[int, int, int]],
+                text_len: int, text_dim: int, samples: Sequence[Sample], video_root: str | None = None) -> None:
     """Writes the index of a complete cache; buckets [(height, width, frames), ...] in pixels, samples [Sample, ...].
 
     video_root: where the paths of the samples' records begin, in a cache that holds videos.
@@ -109,7 +113,7 @@ def write_index(folder, *, contents, fps, buckets, text_len, text_dim, samples, 
         temporary.write_text(json.dumps(index, separators=(",", ":")), encoding="utf-8")
 
 
-def indexed_hashes(folder):
+def indexed_hashes(folder: str | os.PathLike) -> dict[str, str]:
     """{file name: SHA-256} of a folder's index; empty where there is none, or one without hashes."""
     try:
         return json.loads((Path(folder) / INDEX).read_text(encoding="utf-8")).get("sha256", {})
@@ -131,7 +135,7 @@ class Cache:
         ValueError: an index that is damaged or of another format.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         path = self.folder / INDEX
         if not path.is_file():
@@ -145,17 +149,18 @@ class Cache:
             self.buckets = [tuple(bucket) for bucket in index["buckets"]]
             self.text_len, self.text_dim = index["text_len"], index["text_dim"]
             self.video_root = index["video_root"]
-            self.samples = [Sample(*fields, tuple(texts)) for *fields, texts in index["samples"]]
+            self.samples = [Sample(name, shard, bucket, tuple(texts))
+                            for name, shard, bucket, texts in index["samples"]]
             # Caches of earlier versions have none, and are taken at their names.
             self._hashes = dict(index.get("sha256", {}))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not an index of a cache: {error!r}") from error
-        self._checked = set()
+        self._checked: set[str] = set()
         # Headers only, a few kilobytes each.
         self._clips = lru_cache(maxsize=4096)(lambda number: read_clips(self._indexed(clips_shard(number))))
         self._texts = lru_cache(maxsize=4096)(lambda number: read_texts(self._indexed(text_shard(number))))
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """A hash of what the cache holds, equal wherever its folder, and that of its videos, lies."""
         settings = self.folder / SETTINGS
         hashes = [self._hashes] if self._hashes else []
@@ -163,7 +168,7 @@ class Cache:
                           [[sample.name, sample.shard, sample.bucket, sample.texts] for sample in self.samples],
                           settings.read_text(encoding="utf-8") if settings.is_file() else None])
 
-    def _indexed(self, name):
+    def _indexed(self, name: str) -> Path:
         """Path of a shard, compared with the index when it is first asked for."""
         path = self.folder / name
         if self._hashes and name not in self._checked:
@@ -175,7 +180,7 @@ class Cache:
             self._checked.add(name)
         return path
 
-    def latent(self, sample):
+    def latent(self, sample: Sample) -> np.ndarray:
         """Latent of a sample, fp32 [16, T, h, w]."""
         tensors, _, _ = self._clips(sample.shard)
         if sample.name not in tensors:
@@ -183,18 +188,18 @@ class Cache:
                              f"{INDEX} promises")
         return tensors[sample.name].numpy().astype(np.float32)
 
-    def record(self, sample):
+    def record(self, sample: Sample) -> dict:
         """What `prepare-data` wrote down about a sample: a dict with path, bucket, start, motion, ..."""
         _, samples, _ = self._clips(sample.shard)
         return next(record for record in samples if record["name"] == sample.name)
 
-    def text(self, sample, choice):
+    def text(self, sample: Sample, choice: int) -> tuple[np.ndarray, str]:
         """(embedding fp32 [length, text_dim], caption) of text number `choice` of a sample."""
         embeddings, captions = self._texts(sample.shard)
         number = sample.texts[choice]
         return embeddings[number].numpy().astype(np.float32), captions[number]
 
-    def empty_text(self):
+    def empty_text(self) -> np.ndarray:
         """Embedding of the empty text, fp32 [length, text_dim]."""
         (embedding,), _ = read_texts(self._indexed(EMPTY_TEXT))
         return embedding.numpy().astype(np.float32)

@@ -6,15 +6,18 @@ that can be decoded.
 """
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import numpy as np
+from av import Packet, VideoFrame
 
 # How far before a wanted time the second attempt to seek aims: more than most distances of key frames.
 _STEP_BACK_SECONDS = 10.0
@@ -22,6 +25,9 @@ _STEP_BACK_SECONDS = 10.0
 _CODECS_OF_UNEVEN_PACKETS = frozenset({"vp8", "mpeg4"})
 # Containers that say when a picture is decoded; where pictures are reordered that is not when it is shown.
 _DECODING_TIMES_ONLY = frozenset({"avi"})
+# Seconds from the first frame, and the frame.
+TimedFrames = Iterator[tuple[float, VideoFrame]]
+Item = TypeVar("Item", VideoFrame, Packet)
 
 
 @dataclass(frozen=True)
@@ -33,14 +39,14 @@ class Orientation:
     mirrored: bool = False
     flipped: bool = False
 
-    def apply(self, picture):
+    def apply(self, picture: np.ndarray) -> np.ndarray:
         """The picture [H, W, 3] as it is shown: [H, W, 3], or [W, H, 3] where transposed."""
         picture = picture.swapaxes(0, 1) if self.transposed else picture
         picture = picture[:, ::-1] if self.mirrored else picture
         return np.ascontiguousarray(picture[::-1] if self.flipped else picture)
 
 
-def orientation(frame) -> Orientation:
+def orientation(frame: VideoFrame) -> Orientation:
     """Of a frame's display matrix: x' = a x + c y, y' = b x + d y. ValueError where it turns by less than a quarter."""
     data = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
     if data is None:
@@ -54,13 +60,13 @@ def orientation(frame) -> Orientation:
     return Orientation(True, c < 0, b < 0) if crossed > straight else Orientation(False, a < 0, d < 0)
 
 
-def upright(frame) -> np.ndarray:
+def upright(frame: VideoFrame) -> np.ndarray:
     """A decoded frame as it is shown: uint8 RGB [height, width, 3]."""
     return orientation(frame).apply(frame.to_ndarray(format="rgb24"))
 
 
 @contextmanager
-def opened(path):
+def opened(path: str | os.PathLike) -> Iterator["VideoFile"]:
     """Context of a VideoFile; what FFmpeg raises becomes a ValueError that names the file.
 
     Raises:
@@ -84,31 +90,31 @@ class VideoFile:
     Attributes: path, container, stream, pixel_aspect (width of a pixel over its height, as stored).
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike):
         self.path = path
         self._open()
 
     @property
-    def pixel_aspect(self):
+    def pixel_aspect(self) -> Fraction:
         return self.stream.sample_aspect_ratio or Fraction(1)
 
     @property
-    def declared_rate(self):
+    def declared_rate(self) -> float | None:
         """Frames per second by the container's word, None where it has none."""
         rate = self.stream.average_rate or self.stream.guessed_rate
         return float(rate) if rate else None
 
     @property
-    def _numbered(self):
+    def _numbered(self) -> bool:
         """Whether frames have no times of their own and are as far apart as they last."""
         return (self.container.format.name in _DECODING_TIMES_ONLY and self.stream.codec_context.has_b_frames
                 or self.stream.start_time is None)
 
-    def decoded(self):
+    def decoded(self) -> Iterator[VideoFrame]:
         """Frames as they come, from where the container stands."""
         return _guarded(self.container.decode(self.stream), self.path)
 
-    def first_frame(self):
+    def first_frame(self) -> VideoFrame:
         """The first frame that can be decoded. ValueError where there is none."""
         self._rewind()
         frame = next(self.decoded(), None)
@@ -116,7 +122,7 @@ class VideoFile:
             raise ValueError(f"{self.path} holds no frames")
         return frame
 
-    def frames(self, start=0.0) -> Iterator:
+    def frames(self, start: float = 0.0) -> Iterator:
         """Yields (time, frame) in the order of display, from a frame at or before `start` on.
 
         A frame that is not later than the one before it is left out, as players do.
@@ -132,7 +138,7 @@ class VideoFile:
                 yield time, frame
                 last = time
 
-    def shown_until(self, time, frame):
+    def shown_until(self, time: float, frame: VideoFrame) -> float:
         """When a frame that begins at `time` goes, by its own duration, or by the frame rate where it has none."""
         if frame.duration:
             return time + float(frame.duration * self.stream.time_base)
@@ -155,7 +161,7 @@ class VideoFile:
         last = last or (times[-1] - times[-2] if len(times) > 1 else self.shown_until(0.0, first))
         return times, times[-1] + last
 
-    def _open(self):
+    def _open(self) -> None:
         try:
             self.container = av.open(str(self.path))
         except (av.error.FFmpegError, UnicodeError) as error:
@@ -170,12 +176,12 @@ class VideoFile:
         # Parallel work is spread over files; threads inside each would only wait for one another.
         self.stream.codec_context.thread_count = 1
 
-    def _rewind(self):
+    def _rewind(self) -> None:
         """To the very beginning: seeking there lands behind it in some containers."""
         self.container.close()
         self._open()
 
-    def _sought(self, start):
+    def _sought(self, start: float) -> TimedFrames | None:
         """(time, frame) from the key frame before `start` on; None where seeking does not lead to one.
 
         Where there is no usable index it leads to some packet, from which on the decoder finds the next key frame, or
@@ -197,11 +203,11 @@ class VideoFile:
                 return chain([(time, frame)], frames)
         return None
 
-    def _from_the_beginning(self):
+    def _from_the_beginning(self) -> TimedFrames:
         self._rewind()
         yield from self._timed(None)
 
-    def _timed(self, origin):
+    def _timed(self, origin: int | None) -> TimedFrames:
         """(time, frame); a frame without a time (raw streams have none) follows the one before it."""
         expected, is_numbered = 0.0, self._numbered
         for frame in self.decoded():
@@ -213,7 +219,7 @@ class VideoFile:
             expected = self.shown_until(time, frame)
             yield time, frame
 
-    def _timed_packets(self):
+    def _timed_packets(self) -> list[tuple[int, int]] | None:
         """(time of display, duration) of all packets, sorted, in time units; None where some have no time."""
         self._rewind()
         packets = _guarded(self.container.demux(self.stream), self.path)
@@ -222,7 +228,7 @@ class VideoFile:
             return None
         return sorted({packet.pts: packet.duration or 0 for packet in packets}.items())
 
-    def _times_of_all_frames(self):
+    def _times_of_all_frames(self) -> tuple[list[float], float]:
         times, end = [], 0.0
         for time, frame in self.frames():
             times.append(time)
@@ -230,7 +236,7 @@ class VideoFile:
         return times, end
 
 
-def _guarded(items, path):
+def _guarded(items: Iterable[Item], path: str | os.PathLike) -> Iterator[Item]:
     """What PyAV gives; it stumbles over streams that begin in the middle of a file."""
     try:
         yield from items

@@ -3,6 +3,8 @@
 NumPy only. B batch, T/h/w latent frames, height and width, L text tokens, C text width.
 """
 
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from ospnext_ms.data.text import pad_text
 
 # Last key of the random streams; EpochOrder's end in other numbers.
 _CAPTION, _START = 2, 3
+# Frames uint8 [F, H, W, 3] -> latent fp32 [16, T, h, w].
+Encode = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +31,8 @@ class Batch:
 
     latents: np.ndarray
     text: np.ndarray
-    names: tuple = ()
-    captions: tuple = ()
+    names: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
 
 
 class LatentDataset:
@@ -58,8 +62,8 @@ class LatentDataset:
     # Nothing to say in progress lines.
     note = ""
 
-    def __init__(self, folder, *, batch_size, seed, text_len, text_drop=0.0, data_rank=0, data_size=1, encode=None,
-                 exclude=()):
+    def __init__(self, folder: str | os.PathLike, *, batch_size: int, seed: int, text_len: int, text_drop: float = 0.0,
+                 data_rank: int = 0, data_size: int = 1, encode: Encode | None = None, exclude: Iterable[str] = ()):
         self.cache = Cache(folder)
         if not self.cache.samples:
             raise ValueError(f"the cache {folder} holds no samples; its report.json says what was left out and why")
@@ -81,24 +85,24 @@ class LatentDataset:
         self._order = EpochOrder([len(members) for members in self._members], batch_size * data_size, seed)
         self.empty_text = pad_text(self.cache.empty_text(), text_len)
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Number of samples, without those left out."""
         return sum(map(len, self._members))
 
     @property
-    def text_dim(self):
+    def text_dim(self) -> int:
         """C."""
         return self.cache.text_dim
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """A hash of what the cache holds."""
         return self.cache.fingerprint()
 
-    def epoch(self, step):
+    def epoch(self, step: int) -> int:
         """Epoch of a step."""
         return self._order.locate(step)[0]
 
-    def batch(self, step) -> Batch:
+    def batch(self, step: int) -> Batch:
         """The batch of this rank in global step `step`, counted from 0."""
         bucket, places = self._order.batch(step)
         mine = places[self.data_rank * self.batch_size : (self.data_rank + 1) * self.batch_size]
@@ -112,12 +116,12 @@ class LatentDataset:
             names.append(self.cache.samples[index].name)
         return Batch(latents=np.stack(latents), text=np.stack(texts), names=tuple(names), captions=tuple(captions))
 
-    def sample(self, index):
+    def sample(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
         """(latent fp32 [16, T, h, w], text fp32 [L, C], caption) of sample `index` with its first caption."""
         text, caption = self.cache.text(self.cache.samples[index], 0)
         return self._latent(index, epoch=0), pad_text(text, self.text_len), caption
 
-    def _draw_text(self, index, epoch):
+    def _draw_text(self, index: int, epoch: int) -> tuple[np.ndarray, str]:
         sample = self.cache.samples[index]
         rng = np.random.default_rng([self.seed, epoch, index, _CAPTION])
         choice = int(rng.integers(len(sample.texts)))
@@ -126,7 +130,7 @@ class LatentDataset:
         text, caption = self.cache.text(sample, choice)
         return pad_text(text, self.text_len), caption
 
-    def _latent(self, index, epoch):
+    def _latent(self, index: int, epoch: int) -> np.ndarray:
         sample = self.cache.samples[index]
         if self._encode is None:
             return self.cache.latent(sample)
@@ -137,7 +141,7 @@ class LatentDataset:
         return self._encode(read_clip(path, start, self.cache.fps, frames, height, width))
 
 
-def _excluded(cache, names):
+def _excluded(cache: Cache, names: Iterable[str]) -> set[str]:
     """The names as a set; ValueError where one is none of the samples', or none is left."""
     names, known = set(names), {sample.name for sample in cache.samples}
     if names - known:
@@ -148,7 +152,7 @@ def _excluded(cache, names):
     return names
 
 
-def _check_encode(cache, encode):
+def _check_encode(cache: Cache, encode: Encode | None) -> None:
     if cache.contents == "videos" and encode is None:
         raise ValueError(f"the cache {cache.folder} holds videos, so training needs the VAE to encode them")
     if cache.contents == "latents" and encode is not None:

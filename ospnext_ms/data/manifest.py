@@ -13,10 +13,13 @@ not to, and `num_frames` how many are used at most. What else they say of a vide
 """
 
 import json
+import os
 import re
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO, TypeGuard
 
 from ospnext_ms.data.text import clean_prompt
 from ospnext_ms.storage import strict_json
@@ -42,14 +45,14 @@ class Entry:
 
     line: int
     path: str
-    captions: tuple
+    captions: tuple[str, ...]
     start_frame: int = 0
     end_frame: int | None = None
     start: float | None = None
     end: float | None = None
 
 
-def read_manifest(path):
+def read_manifest(path: str | os.PathLike) -> list[Entry]:
     """All entries of a manifest; blank lines are skipped. Keys of annotations that are not used are named on stderr.
 
     Raises:
@@ -64,7 +67,9 @@ def read_manifest(path):
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     refuse_pointer(path)
-    entries, problems, unused = [], [], set()
+    entries: list[Entry] = []
+    problems: list[str] = []
+    unused: set[str] = set()
     kind, records = _records(path, text)
     for number, read in records:
         try:
@@ -82,14 +87,15 @@ def read_manifest(path):
     return entries
 
 
-def _records(path, text):
+def _records(path: Path, text: str) -> tuple[str, list[tuple[int, Callable[[], object]]]]:
     """("line" or "entry", [(number, function that returns the record)]) of a manifest's text."""
     if text.lstrip().startswith("["):
         try:
-            return "entry", [(number, lambda record=record: record)
-                             for number, record in enumerate(strict_json.parse(text), 1)]
+            records = strict_json.parse(text)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        assert isinstance(records, list)
+        return "entry", [(number, lambda record=record: record) for number, record in enumerate(records, 1)]
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if lines and (match := _FOLDER_AND_FILE.fullmatch(lines[0][1].strip())):
         raise ValueError(f"{path} lists folders and their annotations, not videos: give one of them, manifest: "
@@ -97,13 +103,13 @@ def _records(path, text):
     return "line", [(number, lambda line=line: strict_json.parse(line)) for number, line in lines]
 
 
-def write_manifest(file, entries):
+def write_manifest(file: TextIO, entries: Iterable[tuple[str | os.PathLike, str | Sequence[str]]]) -> None:
     """Writes (path, caption or list of captions) pairs to an open text file, one line each."""
     for path, caption in entries:
         file.write(json.dumps({"path": str(path), "caption": caption}, ensure_ascii=False) + "\n")
 
 
-def _read_record(number, record, unused):
+def _read_record(number: int, record: object, unused: set[str]) -> Entry:
     """The Entry of a record; keys of annotations that are not used are added to `unused`."""
     if not isinstance(record, dict):
         raise ValueError(f"{json.dumps(record)[:80]} is not an object with the keys {', '.join(KEYS)}")
@@ -122,7 +128,7 @@ def _read_record(number, record, unused):
                  **seconds)
 
 
-def _from_annotation(record):
+def _from_annotation(record: dict) -> dict:
     """A record of an annotation file in our keys."""
     cut, frames, crop = (record.get(key) for key in ("cut", "num_frames", "crop"))
     if cut is not None and not (isinstance(cut, list) and len(cut) in (1, 2) and all(map(_is_frame, cut))):
@@ -140,13 +146,13 @@ def _from_annotation(record):
             "end_frame": min(end, default=None)}
 
 
-def _whole_picture(resolution):
+def _whole_picture(resolution: object) -> list:
     """The crop [left, right, top, bottom] that cuts nothing off, where the resolution is known."""
     size = resolution if isinstance(resolution, dict) else {}
     return [0, size.get("width"), 0, size.get("height")]
 
 
-def _check_bounds(record):
+def _check_bounds(record: dict) -> None:
     for seconds, frame in (("start", "start_frame"), ("end", "end_frame")):
         if record.get(seconds) is not None and frame in record:
             raise ValueError(f"{seconds} and {frame} are both given; give one of them")
@@ -158,15 +164,15 @@ def _check_bounds(record):
         raise ValueError(f"start is {start!r} and end {end!r}; expected: seconds, 0 <= start < end")
 
 
-def _is_frame(value):
+def _is_frame(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_time(value):
+def _is_time(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_SECONDS
 
 
-def _captions(value):
+def _captions(value: object) -> tuple[str, ...]:
     captions = [value] if isinstance(value, str) else value
     if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
         raise ValueError(f"caption is {value!r}; it must be a text or a list of texts")

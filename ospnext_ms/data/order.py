@@ -3,6 +3,7 @@
 NumPy only. Samples lie in buckets, one shape each, and a step takes its whole global batch from one bucket.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -27,7 +28,7 @@ class EpochOrder:
         ValueError: no samples, or `global_batch` below 1.
     """
 
-    def __init__(self, bucket_sizes, global_batch, seed):
+    def __init__(self, bucket_sizes: Sequence[int], global_batch: int, seed: int):
         if not sum(bucket_sizes):
             raise ValueError("there are no samples to train on")
         if global_batch < 1:
@@ -39,11 +40,11 @@ class EpochOrder:
         self._permutation = lru_cache(maxsize=4 * len(self.bucket_sizes))(self._draw_permutation)
         self._epoch_batches = lru_cache(maxsize=4)(self._draw_epoch_batches)
 
-    def first_step(self, epoch):
+    def first_step(self, epoch: int) -> int:
         """Number of steps in all epochs before `epoch`."""
         return sum(epoch * size // self.global_batch for size in self.bucket_sizes)
 
-    def locate(self, step):
+    def locate(self, step: int) -> tuple[int, int]:
         """(epoch, step inside it) of a global step."""
         if step < 0:
             raise ValueError(f"step is {step}; it must be at least 0")
@@ -52,7 +53,7 @@ class EpochOrder:
             epoch += 1
         return epoch, step - self.first_step(epoch)
 
-    def batch(self, step):
+    def batch(self, step: int) -> tuple[int, list[tuple[int, int]]]:
         """The global batch of a step.
 
         Returns:
@@ -66,10 +67,10 @@ class EpochOrder:
         places = (divmod(position, size) for position in range(first, first + self.global_batch))
         return bucket, [(visit, int(self._permutation(bucket, visit)[place])) for visit, place in places]
 
-    def _draw_permutation(self, bucket, epoch):
+    def _draw_permutation(self, bucket: int, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch, bucket, _SAMPLES]).permutation(self.bucket_sizes[bucket])
 
-    def _draw_epoch_batches(self, epoch):
+    def _draw_epoch_batches(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Bucket and batch number inside the bucket's stream of every step of an epoch, two arrays."""
         starts = [epoch * size // self.global_batch for size in self.bucket_sizes]
         stops = [(epoch + 1) * size // self.global_batch for size in self.bucket_sizes]

@@ -1,6 +1,7 @@
 """Pictures of videos: PNG files, thumbnails, contact sheets. An image is uint8 RGB [height, width, 3]."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ _CAPTION_HEIGHT = 22
 _GAP = 4
 
 
-def write_png(path, image: np.ndarray):
+def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     """Writes a uint8 RGB image [height, width, 3]."""
     with atomic_path(path) as temporary:
         if not cv2.imwrite(str(temporary), image[..., ::-1]):
@@ -54,7 +55,7 @@ def contact_sheet(videos: Sequence[Sequence[np.ndarray]], captions: Sequence[str
     return np.concatenate(strips)
 
 
-def _write_caption(strip, caption):
+def _write_caption(strip: np.ndarray, caption: str) -> None:
     font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.45
     text = " ".join(caption.split()).encode("ascii", "replace").decode()
     room = strip.shape[1] - 2 * _GAP
@@ -62,7 +63,7 @@ def _write_caption(strip, caption):
     cv2.putText(strip, fits, (_GAP, _CAPTION_HEIGHT - 7), font, scale, (0, 0, 0), 1, cv2.LINE_AA)
 
 
-def _longest_fit(text, fits):
+def _longest_fit(text: str, fits: Callable[[str], bool]) -> str:
     if fits(text):
         return text
     return next((text[:n] + "..." for n in range(len(text) - 1, 0, -1) if fits(text[:n] + "...")), "")

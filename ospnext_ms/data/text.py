@@ -3,16 +3,21 @@
 import html
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ftfy
 import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CONFIG_FILE = "tokenizer_config.json"
 VOCABULARY_FILES = ("tokenizer.json", "spiece.model")
 
 
-def clean_prompt(text):
+def clean_prompt(text: str) -> str:
     """Text as Wan2.1 cleans it: broken Unicode repaired, HTML entities resolved, white space collapsed and stripped."""
     text = ftfy.fix_text(text)
     # Twice, as captions from the web are often escaped twice (&amp;quot;).
@@ -20,7 +25,7 @@ def clean_prompt(text):
     return " ".join(text.split())
 
 
-def pad_text(rows, text_len):
+def pad_text(rows: np.ndarray, text_len: int) -> np.ndarray:
     """Embedding [length, C] -> fp32 [text_len, C], the rows past its end zero (as Wan2.1 feeds it)."""
     padded_LC = np.zeros((text_len, rows.shape[1]), np.float32)
     padded_LC[: len(rows)] = rows
@@ -40,14 +45,14 @@ class Tokenizer:
         ValueError: `text_len` below 1, or a tokenizer that does not end a text and pad it as T5's.
     """
 
-    def __init__(self, folder, text_len):
+    def __init__(self, folder: str | os.PathLike, text_len: int):
         if text_len < 1:
             raise ValueError(f"text_len is {text_len}; it must be at least 1")
         self.text_len = text_len
         self._tokenizer = _load(Path(folder))
-        self._truncated = set()
+        self._truncated: set[str] = set()
 
-    def __call__(self, prompts):
+    def __call__(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask of a list of B prompts, each cleaned by `clean_prompt`.
 
         A prompt is followed by the end-of-text token and then by padding; the mask is 1 up to the end-of-text token.
@@ -69,9 +74,9 @@ class Tokenizer:
             mask[row, : len(tokens)] = 1
         return ids, mask
 
-    def _tokenize(self, text):
+    def _tokenize(self, text: str) -> list[int]:
         """Ids of one text, the last of them the end-of-text token; at most L."""
-        tokens = self._tokenizer(text, verbose=False)["input_ids"]
+        tokens = self._tokenizer(text, verbose=False).input_ids
         dropped = len(tokens) - self.text_len
         if dropped <= 0:
             return tokens
@@ -82,7 +87,7 @@ class Tokenizer:
         return [*tokens[: self.text_len - 1], tokens[-1]]
 
 
-def _load(folder):
+def _load(folder: Path) -> "PreTrainedTokenizerBase":
     expected = f"expected is a folder with {CONFIG_FILE} and one of {', '.join(VOCABULARY_FILES)}"
     if not folder.is_dir():
         raise FileNotFoundError(f"tokenizer folder {folder} does not exist; {expected}")

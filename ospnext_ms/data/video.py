@@ -1,11 +1,13 @@
 """Videos to and from files. A frame is uint8 RGB [height, width, 3]; no file appears half-written under its name."""
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 import av
 import numpy as np
+from av import VideoStream
 from av.video.reformatter import ColorRange, Colorspace
 
 from ospnext_ms.data.decoding import opened, upright
@@ -17,7 +19,7 @@ GRID_CELL_WIDTH = 320
 _BT709 = 1
 
 
-def write_mp4(path, frames: Iterable[np.ndarray], fps: float, crf: int) -> int:
+def write_mp4(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float, crf: int) -> int:
     """Writes frames as H.264 (yuv420p, BT.709) while they come, and returns how many there were.
 
     Args:
@@ -54,7 +56,7 @@ def write_mp4(path, frames: Iterable[np.ndarray], fps: float, crf: int) -> int:
     return count
 
 
-def _open_stream(stream, shape):
+def _open_stream(stream: VideoStream, shape: tuple[int, ...]) -> None:
     if len(shape) != 3 or shape[0] % 2 or shape[1] % 2 or not all(shape):
         raise ValueError(f"a frame has shape {shape}; expected [height, width, 3] with even height and width")
     stream.height, stream.width = shape[:2]
@@ -65,7 +67,7 @@ def _open_stream(stream, shape):
     context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
 
 
-def iterate_video(path) -> Iterator[np.ndarray]:
+def iterate_video(path: str | os.PathLike) -> Iterator[np.ndarray]:
     """Yields a video file's frames as they are shown, uint8 RGB [height, width, 3].
 
     Raises:
@@ -77,7 +79,7 @@ def iterate_video(path) -> Iterator[np.ndarray]:
             yield upright(frame)
 
 
-def read_video(path) -> np.ndarray:
+def read_video(path: str | os.PathLike) -> np.ndarray:
     """All frames of a video file, uint8 [F, height, width, 3]; raises as `iterate_video`, also where there is none."""
     frames = list(iterate_video(path))
     if not frames:
@@ -85,7 +87,7 @@ def read_video(path) -> np.ndarray:
     return np.stack(frames)
 
 
-def write_grid(path, videos: Sequence, fps: float, crf: int) -> int:
+def write_grid(path: str | os.PathLike, videos: Sequence, fps: float, crf: int) -> int:
     """Writes one video that plays several side by side, and returns its number of frames.
 
     Args:
@@ -98,7 +100,7 @@ def write_grid(path, videos: Sequence, fps: float, crf: int) -> int:
     return write_mp4(path, _grid_frames([iterate_video(video) for video in videos]), fps, crf)
 
 
-def _grid_frames(readers):
+def _grid_frames(readers: Sequence[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
     columns = math.ceil(math.sqrt(len(readers)))
     rows = math.ceil(len(readers) / columns)
     current = [thumbnail(next(reader), GRID_CELL_WIDTH) for reader in readers]

@@ -1,9 +1,32 @@
 """Degrees of parallelism: which are valid, and which ranks they bring together. Framework-free."""
 
 import os
+from typing import Protocol
+
+from ospnext_ms.models.config import DiTConfig
 
 
-def layout(size, skiparse, ulysses, shard, rank):
+class ParallelDegrees(Protocol):
+    """What is asked of a ParallelSection."""
+
+    @property
+    def data_parallel(self) -> int | None: ...
+    @property
+    def skiparse_parallel(self) -> int: ...
+    @property
+    def ulysses_parallel(self) -> int: ...
+    @property
+    def parameter_shard(self) -> int: ...
+
+
+class GenerationDegrees(ParallelDegrees, Protocol):
+    """What is asked of a GenerateParallelSection."""
+
+    @property
+    def split_guidance(self) -> bool: ...
+
+
+def layout(size: int, skiparse: int, ulysses: int, shard: int, rank: int) -> dict[str, tuple[int, ...]]:
     """World ranks of the groups of `rank`: {"world", "video", "skiparse", "ulysses", "shard", "replica"}."""
     degree = skiparse * ulysses
     first = rank // degree * degree
@@ -19,12 +42,12 @@ def layout(size, skiparse, ulysses, shard, rank):
     }
 
 
-def world_size():
+def world_size() -> int:
     """Number of processes that msrun started, 1 without msrun."""
     return int(os.environ.get("MS_WORKER_NUM", "1"))
 
 
-def check_parallel(section, config, size):
+def check_parallel(section: ParallelDegrees, config: DiTConfig, size: int) -> None:
     """Checks a ParallelSection against the transformer (DiTConfig) and the number of processes; needs no MindSpore.
 
     Raises:
@@ -52,7 +75,7 @@ def check_parallel(section, config, size):
                          f"{_divisors(size)}")
 
 
-def check_generation(section, config, size):
+def check_generation(section: GenerationDegrees, config: DiTConfig, size: int) -> None:
     """Checks a GenerateParallelSection as check_parallel does, and what is particular to generation.
 
     Raises:
@@ -69,5 +92,5 @@ def check_generation(section, config, size):
                          f"among the {lane} processes that make a video; valid: {_divisors(lane)}")
 
 
-def _divisors(n):
+def _divisors(n: int) -> list[int]:
     return [i for i in range(1, n + 1) if n % i == 0]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +13,7 @@ CANN, DRIVER = "9.0.0", "26.0.RC1"
 DRIVER_FILE = Path("/usr/local/Ascend/driver/version.info")
 
 
-def check_versions():
+def check_versions() -> str:
     """MindSpore and MindFormers are the pair that this package is made for."""
     found = {}
     for package, expected in SUPPORTED.items():
@@ -26,7 +27,7 @@ def check_versions():
     return " with ".join(f"{name} {number}" for name, number in found.items())
 
 
-def check_cann(cann):
+def check_cann(cann: str) -> str:
     """CANN, its driver and its Python packages te and hccl. `cann`: what machine.find_cann tells."""
     missing = [package for package in ("te", "hccl") if importlib.util.find_spec(package) is None]
     if missing:
@@ -37,13 +38,13 @@ def check_cann(cann):
     return f"CANN {cann}, driver {driver_version()} (MindSpore was released with {DRIVER})"
 
 
-def driver_version(file=DRIVER_FILE):
+def driver_version(file: Path = DRIVER_FILE) -> str:
     """Version of the NPU driver, or that it is unknown."""
     found = re.search(r"(?im)^version=\[?([\w.]+)", file.read_text()) if file.is_file() else None
     return found[1] if found else "unknown"
 
 
-def collective_checks():
+def collective_checks() -> list[tuple[str, Callable[[], str]]]:
     """[(name, function)] of the collectives' contracts among the processes of msrun; none in a single process."""
     from ospnext_ms.config.sections import ParallelSection
     from ospnext_ms.parallel.degrees import world_size

@@ -3,17 +3,21 @@
 Labels are those under which kernels.collectives counts. R = S * U processes share a video of N tokens of width C.
 """
 
+from collections.abc import Mapping
+
+from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.planning import shapes
+from ospnext_ms.planning.workload import Workload
 from ospnext_ms.skiparse import PATTERNS, SkiparsePlan
 
 
-def switches(config):
+def switches(config: DiTConfig) -> int:
     """Number of token <-> group switches in one forward."""
     orders = ["token", *(pattern for pattern in config.block_patterns if pattern != "full")]
     return sum(a != b for a, b in zip(orders, orders[1:], strict=False))
 
 
-def video_bytes(workload):
+def video_bytes(workload: Workload) -> tuple[dict[str, int], dict[str, float]]:
     """{label: bytes} of one forward of one sample, as sent by the process (s, u) that sends most; mean over all beside.
 
     Returns ({label: most}, {label: mean}).
@@ -28,11 +32,12 @@ def video_bytes(workload):
             {label: sum(rank[label] for rank in ranks) / len(ranks) for label in ranks[0]})
 
 
-def _rank_bytes(plan, rows, workload, s, u):
+def _rank_bytes(plan: SkiparsePlan, rows: Mapping[tuple[str, int, int], int], workload: Workload, s: int,
+                u: int) -> dict[str, int]:
     """{label: bytes} of one forward of process (s, u); `rows` are the tokens of each (pattern, s, u)."""
     dit, width = workload.dit, workload.dit.dim
     send, receive = plan.switch_splits(s, u)
-    total = dict.fromkeys(("switch", "full", "sparse", "leave"), 0)
+    total: dict[str, int] = dict.fromkeys(("switch", "full", "sparse", "leave"), 0)
     order = "token"
     for pattern in dit.block_patterns:
         if pattern not in ("full", order):
@@ -49,13 +54,13 @@ def _rank_bytes(plan, rows, workload, s, u):
     return total
 
 
-def _ulysses(own, shared, degree, workload):
+def _ulysses(own: int, shared: int, degree: int, workload: Workload) -> int:
     """q, k, v of the own tokens to the owners of their heads, and the result for others' tokens back to them."""
     width = workload.dit.dim // degree
     return workload.compute * width * (3 * own * (degree - 1) + (shared - own))
 
 
-def closed_form(workload):
+def closed_form(workload: Workload) -> dict[str, float]:
     """{label: bytes} of one switch, one sparse and one full block from the formulas of the shard N / R alone."""
     parallel, degree = workload.parallel, workload.degree
     tokens = workload.grid[0] * workload.grid[1] * workload.grid[2]
@@ -66,7 +71,7 @@ def closed_form(workload):
             "full": 4 * (degree - 1) / degree * shard * workload.compute}
 
 
-def step_bytes(workload):
+def step_bytes(workload: Workload) -> dict[str, int]:
     """{label: bytes} of the process that sends most in one step: all samples, forward and backward, and the weights."""
     most, _ = video_bytes(workload)
     trains = workload.trained is not None
@@ -77,7 +82,7 @@ def step_bytes(workload):
     return result | _weight_bytes(workload)
 
 
-def _weight_bytes(workload):
+def _weight_bytes(workload: Workload) -> dict[str, int]:
     parallel = workload.parallel
     parameters = shapes.dit_parameters(workload.dit)
     shard, devices, trains = parallel.parameter_shard, workload.devices, workload.trained is not None
@@ -97,6 +102,6 @@ def _weight_bytes(workload):
     return result | {"gradients": _ring(4 * whole, devices) + _ring(4 * rows, devices // shard)}
 
 
-def _ring(num_bytes, degree):
+def _ring(num_bytes: int, degree: int) -> int:
     """What a ring All-Reduce sends."""
     return 2 * (degree - 1) * num_bytes // degree

@@ -6,6 +6,7 @@ linears 4.52 s a forward, of which 0.4 s are neither products nor attention. For
 measured, they are taken over.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 LINEAR_SHARE, ATTENTION_SHARE, EIGHT_BIT_SHARE = 0.750, 0.6975, 0.673
@@ -55,7 +56,7 @@ DEVICES = {
 }
 
 
-def device_of(name, overrides=()):
+def device_of(name: str, overrides: Iterable[str] = ()) -> Device:
     """The Device of a name, with KEY=NUMBER of some of its fields in the place of its own.
 
     Raises:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NoReturn
 
 from ospnext_ms.planning.ascend_checks import check_cann, check_versions, collective_checks
 
@@ -34,7 +35,7 @@ class Check:
     required: bool = False
 
 
-def examine():
+def examine() -> bool:
     """Runs all checks, prints a line for each, and tells whether generation can work."""
     print(f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores")
     print(f"Packages: {', '.join(f'{name} {_version(name)}' for name in PACKAGES)}")
@@ -47,7 +48,7 @@ def examine():
     return not broken
 
 
-def report(check):
+def report(check: Check) -> bool:
     """Runs a check, prints its line, and tells whether it passed. Whatever it raises is a result, not a crash."""
     try:
         print(f"  ok      {check.name}: {check.run()}")
@@ -59,14 +60,14 @@ def report(check):
         return False
 
 
-def _version(package):
+def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
 
 
-def find_cann():
+def find_cann() -> str:
     """Version and folder of CANN, or that it is not there."""
     folders = [os.environ[name] for name in CANN_VARIABLES if os.environ.get(name)] + list(CANN_FOLDERS)
     for folder in map(Path, folders):
@@ -75,7 +76,7 @@ def find_cann():
     return NO_CANN
 
 
-def _cann_version(folder):
+def _cann_version(folder: Path) -> str:
     for file in ("version.cfg", "compiler/version.info", "runtime/version.info"):
         path = folder / file
         found = re.search(r"(?im)^\w*version=\[?([\w.]+)", path.read_text()) if path.is_file() else None
@@ -84,7 +85,7 @@ def _cann_version(folder):
     return "unknown version"
 
 
-def check_mindspore():
+def check_mindspore() -> str:
     """MindSpore loads and computes."""
     import mindspore as ms
     import numpy as np
@@ -95,7 +96,7 @@ def check_mindspore():
     return ms.__version__
 
 
-def check_ascend():
+def check_ascend() -> str:
     """An Ascend device is selected and computes; MindSpore otherwise goes on on the CPU without a word."""
     import mindspore as ms
 
@@ -110,7 +111,7 @@ def check_ascend():
     return f"{count} devices"
 
 
-def check_jit():
+def check_jit() -> str:
     """A Cell compiles into a graph and gives the numbers of PyNative."""
     import mindspore as ms
     import numpy as np
@@ -123,7 +124,7 @@ def check_jit():
     return f"compiled and PyNative results differ by {error:.0e}"
 
 
-def check_hif8():
+def check_hif8() -> str:
     """The device multiplies HiFloat8 matrices itself, and as the emulation does."""
     from ospnext_ms.kernels.hif8_backend import probe_native
 
@@ -133,7 +134,7 @@ def check_hif8():
     return found
 
 
-def check_video():
+def check_video() -> str:
     """H.264 is written and read back."""
     import numpy as np
 
@@ -148,7 +149,7 @@ def check_video():
     return "written and read back"
 
 
-def check_png():
+def check_png() -> str:
     """A PNG is written."""
     import numpy as np
 
@@ -159,7 +160,7 @@ def check_png():
     return "written"
 
 
-def check_tokenizer():
+def check_tokenizer() -> str:
     """The packages that read a tokenizer folder load."""
     import ftfy
     from transformers import AutoTokenizer
@@ -168,26 +169,26 @@ def check_tokenizer():
     return f"transformers {_version('transformers')}, ftfy {ftfy.__version__}"
 
 
-def check_torch():
+def check_torch() -> str:
     """PyTorch is there."""
     if importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError("the package torch is not installed")
     return _version("torch")
 
 
-def check_memory():
+def check_memory() -> str:
     """Free memory of the host."""
     import psutil
 
     return _enough(psutil.virtual_memory().available)
 
 
-def check_disk():
+def check_disk() -> str:
     """Free space in the current folder."""
     return _enough(shutil.disk_usage(".").free)
 
 
-def _enough(free):
+def _enough(free: int) -> str:
     if free < MIN_FREE_BYTES:
         raise ValueError(f"{free / 1e9:.1f} GB free")
     return f"{free / 1e9:.0f} GB free"
@@ -207,11 +208,11 @@ CHECKS = (
 )
 
 
-def _fail(error):
+def _fail(error: Exception) -> NoReturn:
     raise error
 
 
-def _ascend_checks():
+def _ascend_checks() -> list[Check]:
     """Of versions and of CANN, the latter only where it is there."""
     checks = [Check("supported versions", check_versions, "other versions may work, and are not tested")]
     if (cann := find_cann()) != NO_CANN:
@@ -220,7 +221,7 @@ def _ascend_checks():
     return checks
 
 
-def _collective_checks():
+def _collective_checks() -> list[Check]:
     """The collectives' contracts, under msrun."""
     try:
         checks = collective_checks()
@@ -231,7 +232,7 @@ def _collective_checks():
                   required=True) for name, check in checks]
 
 
-def _contract_checks():
+def _contract_checks() -> list[Check]:
     """The kernels' contracts, measured on the device at hand; none where MindSpore is not there."""
     if importlib.util.find_spec("mindspore") is None:
         return []

@@ -4,11 +4,15 @@ N tokens of this device, L text tokens, C width, F hidden width, H heads. Number
 fp32, `c` for the compute dtype, `r` for the residual stream.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ospnext_ms.models.config import DiTConfig, VAEConfig
+from ospnext_ms.models.parameters import Shapes
 from ospnext_ms.models.sizes import TEMPORAL_COMPRESSION
 from ospnext_ms.parallel.degrees import layout
 from ospnext_ms.planning import shapes
+from ospnext_ms.planning.workload import Workload
 from ospnext_ms.skiparse import SkiparsePlan
 from ospnext_ms.training.chunks import CHUNK_SIZE
 
@@ -28,12 +32,12 @@ class Memory:
     phases: dict
 
     @property
-    def total(self):
+    def total(self) -> int:
         """Peak of the device."""
         return sum(self.lasting.values()) + max((sum(phase.values()) for phase in self.phases.values()), default=0)
 
 
-def estimate(workload, recompute=None):
+def estimate(workload: Workload, recompute: bool | None = None) -> Memory:
     """Memory of a Workload; `recompute` instead of the workload's own."""
     recompute = workload.recompute if recompute is None else recompute
     if workload.trained is None:
@@ -55,7 +59,7 @@ def estimate(workload, recompute=None):
     return Memory(lasting, {"backward": backward, "update": update})
 
 
-def _generation(workload):
+def _generation(workload: Workload) -> Memory:
     """The networks are loaded one after the other, so each is a phase."""
     parameters = shapes.dit_parameters(workload.dit)
     held = shapes.shard_count(parameters, workload.parallel.parameter_shard)
@@ -64,17 +68,18 @@ def _generation(workload):
     if workload.text_encoder is not None:
         phases["text"] = {"text encoder": workload.stored * shapes.umt5_count(workload.text_encoder)}
     if workload.vae is not None:
-        phases["decoding"] = {"VAE": 4 * _VAE_WEIGHTS * workload.vae.dim**2, "frames under way": _vae_work(workload)}
+        phases["decoding"] = {"VAE": 4 * _VAE_WEIGHTS * workload.vae.dim**2,
+                              "frames under way": _vae_work(workload.vae, workload)}
     return Memory({}, phases)
 
 
-def _vae_work(workload):
+def _vae_work(vae: VAEConfig, workload: Workload) -> int:
     """Tensors of a chunk of frames at the full size, where the decoder is widest beside its size, in fp32."""
     height, width = (min(pixels, workload.vae_tile or pixels) for pixels in workload.video[:2])
-    return 4 * _VAE_MAPS * workload.vae.dim * height * width * TEMPORAL_COMPRESSION
+    return 4 * _VAE_MAPS * vae.dim * height * width * TEMPORAL_COMPRESSION
 
 
-def outside(workload):
+def outside(workload: Workload) -> dict[str, int]:
     """{what: bytes} of a device that nothing here plans and no dry run sees.
 
     HCCL takes two buffers of HCCL_BUFFSIZE, 200 MB where it is not set, for every group of ranks (CANN's documentation
@@ -87,7 +92,7 @@ def outside(workload):
     return {"HCCL's buffers": count * 2 * 200 * 2**20, "CANN's context and workspaces (assumed)": 3 * 10**9}
 
 
-def tokens_of_device(workload):
+def tokens_of_device(workload: Workload) -> int:
     """Most tokens that a device holds in any block."""
     parallel = workload.parallel
     plan = SkiparsePlan(workload.grid, workload.dit.sparse_ratio, parallel.skiparse_parallel, parallel.ulysses_parallel)
@@ -95,12 +100,12 @@ def tokens_of_device(workload):
                for s in range(parallel.skiparse_parallel) for u in range(parallel.ulysses_parallel))
 
 
-def _orders(config):
+def _orders(config: DiTConfig) -> tuple[str, ...]:
     """Orders the sequence stands in."""
     return tuple(pattern for pattern in config.block_patterns if pattern != "full") or ("token",)
 
 
-def block_activations(config, tokens, compute, flash, pairs=0):
+def block_activations(config: DiTConfig, tokens: int, compute: int, flash: bool, pairs: float = 0) -> dict[str, float]:
     """{part of a block: bytes kept for its backward pass} for one sample.
 
     Args:
@@ -125,7 +130,7 @@ def block_activations(config, tokens, compute, flash, pairs=0):
     }
 
 
-def _activations(workload, recompute):
+def _activations(workload: Workload, recompute: bool) -> dict[str, int]:
     """What the forward pass leaves for the backward pass, and the gradients under way in it."""
     dit, batch, tokens = workload.dit, workload.batch, tokens_of_device(workload)
     blocks = [sum(block_activations(dit, tokens, workload.compute, workload.flash, pairs).values())
@@ -140,7 +145,7 @@ def _activations(workload, recompute):
     return {"activations": int(times * batch * sum(blocks)), "gradients under way": in_flight}
 
 
-def _pairs(workload):
+def _pairs(workload: Workload) -> Iterator[float]:
     """Most query-key pairs of a device in every block: heads are shared where a sub-sequence is, so of whole heads."""
     parallel = workload.parallel
     plan = SkiparsePlan(workload.grid, workload.dit.sparse_ratio, parallel.skiparse_parallel, parallel.ulysses_parallel)
@@ -153,7 +158,7 @@ def _pairs(workload):
                       for s in range(parallel.skiparse_parallel)) / parallel.ulysses_parallel
 
 
-def _weight_copies(workload, parameters, recompute):
+def _weight_copies(workload: Workload, parameters: Shapes, recompute: bool) -> dict[str, int]:
     """Weights in the dtype and wholeness in which they are used, where that is not how they are stored."""
     sharded, c = workload.parallel.parameter_shard > 1, workload.compute
     if not sharded and workload.stored == c:
@@ -169,7 +174,7 @@ def _weight_copies(workload, parameters, recompute):
     return copies
 
 
-def _forward_work(workload):
+def _forward_work(workload: Workload) -> int:
     """Tensors of one block alive at once without a backward pass: about those of the self-attention, see above."""
     dit, c = workload.dit, workload.compute
     attention = workload.residual + 4 + 4 + c + 3 * c + 3 * 4 + c

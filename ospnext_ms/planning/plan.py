@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.models.flops import forward_flops
+from ospnext_ms.models.parameters import Shapes
 from ospnext_ms.planning import communication, memory, shapes
+from ospnext_ms.planning.workload import Workload
 
 GB = 10**9
 DEVICES_GB = (64, 128)
@@ -11,7 +14,7 @@ DEVICES_GB = (64, 128)
 LINEAR_TFLOPS, ATTENTION_TFLOPS = 790, 570
 
 
-def make_plan(workload):
+def make_plan(workload: Workload) -> dict:
     """All figures of a Workload as plain values: bytes and operations."""
     dit, parallel, grid = workload.dit, workload.parallel, workload.grid
     parameters = shapes.dit_parameters(dit)
@@ -43,17 +46,17 @@ def make_plan(workload):
     }
 
 
-def _trained(workload, parameters):
+def _trained(workload: Workload, parameters: Shapes) -> int:
     if workload.trained == "lora":
         return shapes.lora_count(parameters, workload.lora)
     return shapes.count(parameters) if workload.trained else 0
 
 
-def _all_full(workload):
+def _all_full(workload: Workload) -> Workload:
     return replace(workload, dit=replace(workload.dit, skiparse="full", num_full_blocks=None))
 
 
-def _flops(workload):
+def _flops(workload: Workload) -> dict:
     """Operations of a step: what the model needs, and what a device computes for it."""
     forward = forward_flops(workload.dit, workload.grid)
     samples = workload.batch * workload.batches * workload.forwards
@@ -63,23 +66,23 @@ def _flops(workload):
     computed = needed + (samples * forward["total"] if workload.trained and workload.recompute else 0)
     device = computed / workload.degree
     seconds = device / (workload.peak_tflops * 1e12) if workload.peak_tflops else None
-    return {"forward": forward, "videos": workload.batch * workload.parallel.data_parallel // workload.groups_per_video,
+    return {"forward": forward, "videos": workload.batch * workload.data_parallel // workload.groups_per_video,
             "batches": workload.batches, "calls": workload.forwards,
-            "step": needed * workload.parallel.data_parallel, "device": device, "seconds_at_peak": seconds}
+            "step": needed * workload.data_parallel, "device": device, "seconds_at_peak": seconds}
 
 
-def _speed_up(dit, grid):
+def _speed_up(dit: DiTConfig, grid: tuple[int, int, int]) -> dict[str, float]:
     """How much faster this layout is than full attention in every block, by operations and by rates."""
     sparse = forward_flops(dit, grid)
     full = forward_flops(replace(dit, skiparse="full", num_full_blocks=None), grid)
 
-    def seconds(flops):
+    def seconds(flops: dict[str, int]) -> float:
         return flops["linear"] / LINEAR_TFLOPS + flops["attention"] / ATTENTION_TFLOPS
 
     return {"operations": full["total"] / sparse["total"], "predicted": seconds(full) / seconds(sparse)}
 
 
-def describe(plan):
+def describe(plan: dict) -> str:
     """The figures as text."""
     sections = [_header(plan), _memory(plan), _arithmetic(plan)]
     if plan["devices"] > 1:
@@ -87,7 +90,7 @@ def describe(plan):
     return "\n\n".join("\n".join(section) for section in sections)
 
 
-def _header(plan):
+def _header(plan: dict) -> list[str]:
     degrees = plan["degrees"]
     lines = [f"{plan['run_mode']}: {plan['video'][0]}x{plan['video'][1]}, {plan['video'][2]} frames: grid "
              f"{'x'.join(map(str, plan['grid']))} = {plan['tokens']:,} tokens",
@@ -97,7 +100,7 @@ def _header(plan):
     return lines + [f"note: {note}" for note in plan["notes"]]
 
 
-def _memory(plan):
+def _memory(plan: dict) -> list[str]:
     lines = []
     for name, part in plan["memory"].items():
         largest = max(part["phases"], key=lambda phase: sum(part["phases"][phase].values()))
@@ -115,7 +118,7 @@ def _memory(plan):
     return lines
 
 
-def _arithmetic(plan):
+def _arithmetic(plan: dict) -> list[str]:
     flops, forward = plan["flops"], plan["flops"]["forward"]
     lines = [f"operations of a forward: {_tera(forward['total'])} ({_tera(forward['linear'])} in linears, "
              f"{_tera(forward['attention'])} in attention)",
@@ -129,7 +132,7 @@ def _arithmetic(plan):
     return lines
 
 
-def _communication(plan):
+def _communication(plan: dict) -> list[str]:
     part = plan["bytes_of_a_forward"]
     most, mean, closed = part["most"], part["mean"], part["closed_form"]
     lines = ["bytes that a process sends in a forward of one sample, most and mean of all, and by formula:"]
@@ -146,7 +149,7 @@ def _communication(plan):
     return lines + [f"  {_gb(value):>10}  {label}" for label, value in plan["bytes_of_a_step"].items()]
 
 
-def _unit(plan):
+def _unit(plan: dict) -> str:
     """What the figures of a step are about, in words."""
     flops = plan["flops"]
     videos = f"{flops['videos']} video{'s' if flops['videos'] > 1 else ''}"
@@ -157,9 +160,9 @@ def _unit(plan):
     return f"a training step of {flops['batches']} x {videos}"
 
 
-def _gb(value):
+def _gb(value: float) -> str:
     return f"{value / GB:.2f} GB" if value >= 1e7 else f"{value / 1e6:.3f} MB"
 
 
-def _tera(value):
+def _tera(value: float) -> str:
     return f"{value / 1e15:.2f} PFLOP" if value >= 1e15 else f"{value / 1e12:.3f} TFLOP"

@@ -8,6 +8,8 @@ from dataclasses import replace
 
 from ospnext_ms.models.flops import forward_flops
 from ospnext_ms.planning import communication, shapes
+from ospnext_ms.planning.devices import Device
+from ospnext_ms.planning.workload import Workload
 
 # Of the products of a forward, those of a backward: twice in linears; attention computes its scores anew.
 BACKWARD_LINEAR, BACKWARD_ATTENTION = 2.0, 2.5
@@ -16,7 +18,7 @@ UPDATE_BYTES = 44
 WORLDS = (64, 256, 1024)
 
 
-def forward_seconds(workload, device):
+def forward_seconds(workload: Workload, device: Device) -> dict[str, float]:
     """{part: seconds} of one forward of one sample on the processes that share it.
 
     Raises:
@@ -37,13 +39,13 @@ def forward_seconds(workload, device):
     }
 
 
-def step_seconds(workload, device):
+def step_seconds(workload: Workload, device: Device) -> dict[str, float]:
     """{part: seconds} of a step: for generation all sampling steps of a batch, else forward, backward and update."""
     forward = forward_seconds(workload, device)
     samples = workload.batch * workload.batches * workload.forwards
     sent = communication.step_bytes(workload)
     if workload.trained is None:
-        times = dict.fromkeys(("linears", "attention", "elementwise"), 1)
+        times: dict[str, float] = dict.fromkeys(("linears", "attention", "elementwise"), 1)
     else:
         again = int(workload.recompute)
         # Frozen weights need no gradients.
@@ -58,18 +60,18 @@ def step_seconds(workload, device):
     parts["gradients"] = _link_seconds(sent.get("gradients", 0), workload.devices, device)
     parameters = shapes.dit_parameters(workload.dit)
     trained = {None: 0, "all": shapes.shard_count(parameters, shard),
-               "lora": shapes.lora_count(parameters, workload.lora) if workload.lora else 0}[workload.trained]
+               "lora": shapes.lora_count(parameters, workload.lora)}[workload.trained]
     parts["update"] = trained * UPDATE_BYTES / (device.memory * 1e9)
     return parts
 
 
-def _link_seconds(num_bytes, ranks, device):
+def _link_seconds(num_bytes: float, ranks: int, device: Device) -> float:
     """A ring or an All-to-All among neighbouring ranks is as fast as its slowest link."""
     rate = device.inside if ranks <= device.in_host else device.across
     return num_bytes / (rate * device.link_share * 1e9)
 
 
-def growth(workload, device):
+def growth(workload: Workload, device: Device) -> list[tuple[int, int, float, str]]:
     """[(devices, videos in work at once, seconds of a step, its slowest part)]: more devices work on more videos."""
     rows = []
     for devices in (workload.devices, *(world for world in WORLDS if world > workload.devices)):
@@ -77,11 +79,15 @@ def growth(workload, device):
             continue
         grown = replace(workload, parallel=replace(workload.parallel, data_parallel=devices // workload.degree))
         parts = step_seconds(grown, device)
-        rows.append((devices, devices // workload.degree, sum(parts.values()), max(parts, key=parts.get)))
+        rows.append((devices, devices // workload.degree, sum(parts.values()), _slowest(parts)))
     return rows
 
 
-def describe_seconds(workload, name, device):
+def _slowest(parts: dict[str, float]) -> str:
+    return max(parts, key=lambda part: parts[part])
+
+
+def describe_seconds(workload: Workload, name: str, device: Device) -> str:
     """The figures as text."""
     forward, step = forward_seconds(workload, device), step_seconds(workload, device)
     unit = "all sampling steps" if workload.trained is None else "a step"
@@ -93,6 +99,6 @@ def describe_seconds(workload, name, device):
     return "\n".join(lines)
 
 
-def _parts(parts):
+def _parts(parts: dict[str, float]) -> str:
     shown = ", ".join(f"{key} {value:.2f}" for key, value in parts.items() if value >= 0.005)
-    return f"{sum(parts.values()):.2f} s, limited by {max(parts, key=parts.get)} ({shown})"
+    return f"{sum(parts.values()):.2f} s, limited by {_slowest(parts)} ({shown})"

@@ -1,5 +1,6 @@
 """A run reduced to what decides its size, whatever kind of run it is."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from ospnext_ms.config.post_train import PostTrainConfig
 from ospnext_ms.config.prepare_data import PrepareDataConfig, check_bucket
 from ospnext_ms.config.reader import load_config
 from ospnext_ms.config.sections import ParallelSection
-from ospnext_ms.config.train import TrainConfig
+from ospnext_ms.config.train import TrainConfig, TrainDatasetSection
 from ospnext_ms.config.yaml_files import read_values
 from ospnext_ms.data.cache import INDEX, Cache
 from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
@@ -41,8 +42,8 @@ class Workload:
     run_mode: str
     dit: DiTConfig
     text_encoder: UMT5Config | None
-    video: tuple
-    notes: tuple
+    video: tuple[int, int, int]
+    notes: tuple[str, ...]
     batch: int
     batches: int
     forwards: int
@@ -61,30 +62,36 @@ class Workload:
     vae_tile: int | None = None
 
     @property
-    def grid(self):
+    def grid(self) -> tuple[int, int, int]:
         """(T, H, W) tokens."""
         frames, height, width = latent_size(*self.video)
         patch = self.dit.patch_size
         return (frames, height // patch[1], width // patch[2])
 
     @property
-    def switched(self):
+    def switched(self) -> int:
         """Bytes of a value in what a switch between token and group blocks sends."""
         dtype = self.parallel.switch_dtype
         return BYTES[dtype] if dtype else self.residual
 
     @property
-    def degree(self):
+    def degree(self) -> int:
         """Processes that share a video."""
         return self.parallel.skiparse_parallel * self.parallel.ulysses_parallel
 
     @property
-    def devices(self):
+    def data_parallel(self) -> int:
+        """Groups of processes that work on different videos."""
+        return _data_parallel(self.parallel)
+
+    @property
+    def devices(self) -> int:
         """All processes."""
-        return self.parallel.data_parallel * self.degree
+        return self.data_parallel * self.degree
 
 
-def read_workload(path, overrides=(), devices=None, video=None):
+def read_workload(path: str | Path, overrides: Iterable[str] = (), devices: int | None = None,
+                  video: tuple[int, int, int] | None = None) -> Workload:
     """The Workload of any YAML file of this package that runs a network.
 
     Args:
@@ -110,24 +117,32 @@ def read_workload(path, overrides=(), devices=None, video=None):
     return _training(config, parallel, *_training_video(config.train_dataset, video, prepared_by))
 
 
-def _parallel(config, devices):
+def _parallel(config: GenerateConfig | TrainConfig | PostTrainConfig, devices: int | None) -> ParallelSection:
     section, dit = config.parallel_config, config.model.dit
     degree = section.skiparse_parallel * section.ulysses_parallel
     if devices is None:
         least = max(-(-section.parameter_shard // degree), _groups_per_video(section))
         devices = (section.data_parallel or least) * degree
-    check = check_generation if config.run_mode == "generate" else check_parallel
-    check(section, dit, devices)
+    if isinstance(config, GenerateConfig):
+        check_generation(config.parallel_config, dit, devices)
+    else:
+        check_parallel(section, dit, devices)
     return ParallelSection(data_parallel=devices // degree, skiparse_parallel=section.skiparse_parallel,
                            ulysses_parallel=section.ulysses_parallel, parameter_shard=section.parameter_shard,
                            switch_dtype=section.switch_dtype)
 
 
-def _groups_per_video(section):
+def _data_parallel(parallel: ParallelSection) -> int:
+    """Of a section that `_parallel` has made, where all degrees are numbers."""
+    assert parallel.data_parallel is not None
+    return parallel.data_parallel
+
+
+def _groups_per_video(section: ParallelSection) -> int:
     return 2 if getattr(section, "split_guidance", False) else 1
 
 
-def _dtypes(config):
+def _dtypes(config: GenerateConfig | TrainConfig | PostTrainConfig) -> tuple[str, bool, tuple[str, ...]]:
     """(compute dtype, whether attention is FlashAttentionScore, notes)."""
     context = config.context
     on_cpu = context.device_target == "CPU"
@@ -136,13 +151,14 @@ def _dtypes(config):
     return dtype, not on_cpu and dtype == "bf16", notes
 
 
-def _quant_notes(dit):
+def _quant_notes(dit: DiTConfig) -> tuple[str, ...]:
     if not (dit.quant or dit.quant_attention):
         return ()
     return ("dit.quant: planned in the compute dtype; what 8 bits save or their scales cost is not counted",)
 
 
-def _training(config, parallel, video, note):
+def _training(config: TrainConfig, parallel: ParallelSection, video: tuple[int, int, int],
+              note: tuple[str, ...]) -> Workload:
     dtype, flash, notes = _dtypes(config)
     dit, runner = config.model.dit, config.runner_config
     return Workload(
@@ -152,15 +168,17 @@ def _training(config, parallel, video, note):
         parallel=parallel, ema=True, recompute=config.recompute_config.recompute, peak_tflops=runner.peak_tflops)
 
 
-def _training_video(data, video, prepared_by):
+def _training_video(data: TrainDatasetSection, video: tuple[int, int, int] | None,
+                    prepared_by: Iterable[Path]) -> tuple[tuple[int, int, int], tuple[str, ...]]:
     """((height, width, frames), notes): what was asked for, or the largest of the data's, or the default.
 
     prepared_by: files of `prepare-data`, of which one may be that which is to make the data.
     """
     if video is not None:
         return video, ()
-    if data.kind == "random":
+    if data.latent_size is not None:
         return video_size(*data.latent_size), ()
+    assert data.path is not None, "kind cache has a path"
     if (Path(data.path) / INDEX).is_file():
         return _largest(Cache(data.path).buckets), (f"size of video: the largest bucket of {data.path}",)
     for path in prepared_by:
@@ -170,11 +188,11 @@ def _training_video(data, video, prepared_by):
     return DEFAULT_VIDEO, (f"size of video: 720P, 5 s, as there is no cache at {data.path} yet; --video says another",)
 
 
-def _largest(buckets):
+def _largest(buckets: Iterable[tuple[int, int, int]]) -> tuple[int, int, int]:
     return max(buckets, key=lambda bucket: bucket[0] * bucket[1] * bucket[2])
 
 
-def _generation(config, parallel, video):
+def _generation(config: GenerateConfig, parallel: ParallelSection, video: tuple[int, int, int] | None) -> Workload:
     dtype, flash, notes = _dtypes(config)
     size = (config.video.height, config.video.width, config.video.frames)
     groups = _groups_per_video(config.parallel_config)
@@ -187,11 +205,11 @@ def _generation(config, parallel, video):
         peak_tflops=None, groups_per_video=groups)
 
 
-def _post_training(config, parallel, video):
+def _post_training(config: PostTrainConfig, parallel: ParallelSection, video: tuple[int, int, int] | None) -> Workload:
     dtype, flash, notes = _dtypes(config)
     dit, size = config.model.dit, (config.video.height, config.video.width, config.video.frames)
     pairs = config.rollout.prompts * config.rollout.group_size * config.rollout.window.size
-    batches = -(-pairs // (config.policy.minibatches * config.policy.micro_batch_size * parallel.data_parallel))
+    batches = -(-pairs // (config.policy.minibatches * config.policy.micro_batch_size * _data_parallel(parallel)))
     notes += ("the policy update is planned; rollouts need less memory, rewards have processes of their own",)
     return Workload(
         run_mode=config.run_mode, dit=dit, text_encoder=config.model.text_encoder, vae=config.model.vae,

@@ -50,7 +50,8 @@ class CheckpointStore:
         max_shard_bytes: limit of one file.
     """
 
-    def __init__(self, folder, keep_last=None, writer=0, num_writers=1, max_shard_bytes=MAX_SHARD_BYTES):
+    def __init__(self, folder: str | os.PathLike, keep_last: int | None = None, writer: int = 0, num_writers: int = 1,
+                 max_shard_bytes: float = MAX_SHARD_BYTES):
         if keep_last is not None and keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}; it must be at least 1, or null to keep all")
         if not 0 <= writer < num_writers:
@@ -62,7 +63,7 @@ class CheckpointStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_give_way)
         self._running = None
 
-    def remove_leftovers(self):
+    def remove_leftovers(self) -> list[str]:
         """Deletes what killed runs left half-written and returns its names.
 
         To be called by writer 0 before any process saves, and never while another run writes to the folder.
@@ -70,7 +71,7 @@ class CheckpointStore:
         leftovers = sorted(entry for entry in self.folder.glob(".step_*") if entry.is_dir())
         return [entry.name for entry in leftovers if _delete(entry)]
 
-    def save(self, step: int, groups: Mapping[str, Mapping[str, np.ndarray | Piece]], state: Mapping):
+    def save(self, step: int, groups: Mapping[str, Mapping[str, np.ndarray | Piece]], state: Mapping) -> None:
         """Starts to write a checkpoint and returns; waits first for one that is still being written.
 
         Args:
@@ -85,18 +86,18 @@ class CheckpointStore:
         groups = {group: self._mine(tensors) for group, tensors in groups.items()}
         self._running = self._thread.submit(self._write, step, groups, text)
 
-    def wait(self):
+    def wait(self) -> None:
         """Waits until the last checkpoint is complete; raises what writing it raised."""
         running, self._running = self._running, None
         if running is not None:
             running.result()
 
-    def look(self):
+    def look(self) -> None:
         """Raises what writing the last checkpoint raised, if that is known already; waits for nothing."""
         if self._running is not None and self._running.done():
             self.wait()
 
-    def check_space(self, nbytes):
+    def check_space(self, nbytes: int) -> str:
         """What is said of the space that checkpoints of `nbytes` each need.
 
         Raises:
@@ -112,18 +113,15 @@ class CheckpointStore:
         return text
 
     @property
-    def saving(self):
+    def saving(self) -> bool:
         """True while a checkpoint is being written."""
         return self._running is not None and not self._running.done()
 
-    def paths(self):
+    def paths(self) -> list[Path]:
         """The folders that carry a checkpoint's name, oldest first, intact or not."""
-        if not self.folder.is_dir():
-            return []
-        found = [entry for entry in self.folder.iterdir() if entry.is_dir() and step_of(entry) is not None]
-        return sorted(found, key=step_of)
+        return [path for _, path in self._by_step()]
 
-    def newest(self, report: Callable[[str], object] = print, reader=0, num_readers=1,
+    def newest(self, report: Callable[[str], object] = print, reader: int = 0, num_readers: int = 1,
                agree: Callable[[bool], bool] = lambda intact: intact) -> Checkpoint | None:
         """Opens the newest intact checkpoint, None where there is no checkpoint at all.
 
@@ -148,12 +146,16 @@ class CheckpointStore:
                              "anew, give another output_dir or remove them")
         return None
 
-    def _mine(self, tensors):
+    def _by_step(self) -> list[tuple[int, Path]]:
+        entries = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted((step, entry) for entry in entries if entry.is_dir() and (step := step_of(entry)) is not None)
+
+    def _mine(self, tensors: Mapping[str, np.ndarray | Piece]) -> dict[str, Piece]:
         """Pieces to write; an empty piece of a tensor that others hold is left out."""
         return {name: piece for name, piece in as_pieces(tensors).items()
                 if piece.values.size or self.num_writers == 1}
 
-    def _write(self, step, groups, state):
+    def _write(self, step: int, groups: Mapping[str, Mapping[str, Piece]], state: str) -> None:
         final = self.folder / step_folder(step)
         try:
             self._write_files(step, groups, state, final)
@@ -163,7 +165,7 @@ class CheckpointStore:
             text = f"the checkpoint {final} could not be written: {error.strerror or error}"
             raise OSError(error.errno, text, error.filename or str(final)) from error
 
-    def _write_files(self, step, groups, state, final):
+    def _write_files(self, step: int, groups: Mapping[str, Mapping[str, Piece]], state: str, final: Path) -> None:
         temporary = self.folder / f".{final.name}.saving"
         temporary.mkdir(parents=True, exist_ok=True)
         files, tensors = [], {}
@@ -183,7 +185,7 @@ class CheckpointStore:
             return
         self._finish(step, mine, temporary, final)
 
-    def _write_group(self, folder, group, pieces):
+    def _write_group(self, folder: Path, group: str, pieces: Mapping[str, Piece]) -> tuple[dict[str, str], list[str]]:
         """Writes this process's pieces of a group; returns ({name: file}, all files)."""
         sources = {name: ArrayTensor(piece.values) for name, piece in pieces.items()}
         shards = plan_shards(sources, self.max_shard_bytes) if sources else []
@@ -202,7 +204,7 @@ class CheckpointStore:
             files.append(index)
         return {name: f"{group}/{file}" for name, file in written.items()}, [f"{group}/{file}" for file in files]
 
-    def _finish(self, step, mine, temporary, final):
+    def _finish(self, step: int, mine: dict, temporary: Path, final: Path) -> None:
         """Joins the parts of all processes in a manifest, gives the folder its name and deletes old checkpoints."""
         files, tensors = mine["files"], mine["tensors"]
         for writer in range(1, self.num_writers):
@@ -220,17 +222,17 @@ class CheckpointStore:
         sync(self.folder)
         if self.keep_last is not None:
             # Later ones are those that were refused when this run resumed: they do not count as kept.
-            for path in [path for path in self.paths() if step_of(path) <= step][: -self.keep_last]:
+            for path in [path for saved, path in self._by_step() if saved <= step][: -self.keep_last]:
                 _remove(path)
 
 
-def _give_way():
+def _give_way() -> None:
     """Lowers this thread's priority (Linux counts it per thread), so that hashing does not slow training down."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
 
 
-def _await_part(path):
+def _await_part(path: Path) -> dict:
     deadline = time.monotonic() + PART_TIMEOUT_SECONDS
     while not path.is_file():
         if time.monotonic() > deadline:
@@ -240,7 +242,7 @@ def _await_part(path):
     return json.loads(path.read_text())
 
 
-def _remove(path):
+def _remove(path: Path) -> None:
     """Hides the folder first, so that one that is half deleted is never taken for a checkpoint."""
     if path.is_symlink():
         _delete(path)
@@ -255,7 +257,7 @@ def _remove(path):
         _delete(hidden)
 
 
-def _delete(path):
+def _delete(path: Path) -> bool:
     """Deletes a folder, or a link to one; whether it is gone. What cannot be deleted is named and stops nothing."""
     try:
         if path.is_symlink():

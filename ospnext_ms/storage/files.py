@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 _POINTER = b"version https://git-lfs."
 
@@ -94,7 +95,7 @@ def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
 
 
 @contextlib.contextmanager
-def naming(path):
+def naming(path: str | os.PathLike) -> Iterator[None]:
     """Context of writing to an open file: what the system says of a full disk is raised with the file's path."""
     try:
         yield
@@ -102,14 +103,14 @@ def naming(path):
         _raise_with_path(error, path)
 
 
-def _raise_with_path(error, path):
+def _raise_with_path(error: BaseException, path: str | os.PathLike) -> NoReturn:
     """Raises the error again; where the system complains without saying of which file (a full disk) with its path."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     raise error
 
 
-def sync(path):
+def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

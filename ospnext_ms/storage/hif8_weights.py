@@ -4,11 +4,15 @@ Stored so are the matrices that the recipe computes with in HiF8: q, k, v, o and
 every block of the transformer. Quantising what is read back gives the same codes.
 """
 
+import os
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from ospnext_ms import hif8_format as hif8
-from ospnext_ms.storage.safetensors_io import StoredTensor
+from ospnext_ms.storage.safetensors_io import TensorValues
 
 SCALE_SUFFIX = "_hif8_scale"
 QUANTISED = re.compile(r"blocks\.\d+\.((self_attn|cross_attn)\.[qkvo]|ffn\.[02])\.weight")
@@ -18,22 +22,22 @@ QUANTISED = re.compile(r"blocks\.\d+\.((self_attn|cross_attn)\.[qkvo]|ffn\.[02])
 class HiF8Tensor:
     """A stored weight: looks like an fp32 tensor to whoever loads it."""
 
-    codes: StoredTensor
-    scale: StoredTensor
+    codes: TensorValues
+    scale: TensorValues
     dtype = "F32"
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """Shape of the weight."""
         return self.codes.shape
 
-    def numpy(self):
+    def numpy(self) -> np.ndarray:
         """The weight, fp32."""
         return hif8.decode(self.codes.numpy()) * self.scale.numpy().reshape(())
 
 
-def join_codes(path, stored):
-    """The tensors {name: StoredTensor} of `path`, with each pair of codes and scale as one HiF8Tensor.
+def join_codes(path: str | os.PathLike, stored: Mapping[str, TensorValues]) -> dict[str, TensorValues]:
+    """The tensors {name: tensor} of `path`, with each pair of codes and scale as one HiF8Tensor.
 
     Raises:
         ValueError: codes without scale, a scale without codes, or of another dtype or size (listed).
@@ -49,6 +53,6 @@ def join_codes(path, stored):
             for name, tensor in stored.items() if not name.endswith(SCALE_SUFFIX)}
 
 
-def quantised_names(names):
+def quantised_names(names: Iterable[str]) -> list[str]:
     """Those of `names` that are stored as HiF8, in order."""
     return [name for name in names if QUANTISED.fullmatch(name)]

@@ -4,21 +4,23 @@ Headers are read, no tensor data.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from ospnext_ms.storage.hif8_weights import HiF8Tensor, join_codes
+from ospnext_ms.storage.hif8_weights import join_codes
 from ospnext_ms.storage.safetensors_io import (
     INDEX_SUFFIX,
     StoredTensor,
+    TensorValues,
     check_shard,
     find_weights_file,
     read_header,
     read_index,
 )
-from ospnext_ms.storage.training_checkpoint import is_group, read_group
+from ospnext_ms.storage.training_checkpoint import JoinedTensor, is_group, read_group
 
 
-def open_weights(path: str | os.PathLike) -> dict[str, StoredTensor | HiF8Tensor]:
+def open_weights(path: str | os.PathLike) -> Mapping[str, TensorValues]:
     """The tensors of a checkpoint by name, each pair of HiF8 codes and scale as the one weight that it stands for.
 
     Raises:
@@ -28,7 +30,7 @@ def open_weights(path: str | os.PathLike) -> dict[str, StoredTensor | HiF8Tensor
     return join_codes(path, read_headers(path))
 
 
-def read_headers(path: str | os.PathLike) -> dict[str, StoredTensor]:
+def read_headers(path: str | os.PathLike) -> Mapping[str, StoredTensor | JoinedTensor]:
     """Reads all headers of a checkpoint: a safetensors file, a folder with one or with shards and their index, an
     index, or one group of a training checkpoint (.../step_00000100/ema). No tensor data is read.
 

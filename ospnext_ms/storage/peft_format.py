@@ -5,7 +5,9 @@ the linear in the network. No framework is needed.
 """
 
 import json
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from ospnext_ms.storage.safetensors_io import ArrayTensor, read_header, write_fi
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+# A [rank, in] and B [out, rank] of a layer.
+Pair = tuple[np.ndarray, np.ndarray]
 _NAME = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
 
 # What PEFT can do to an adapter that is not done here, by the key that asks for it and the value that does not.
@@ -23,7 +27,8 @@ _UNSUPPORTED = {"bias": "none", "use_dora": False, "use_rslora": False, "fan_in_
                 "alpha_pattern": {}, "modules_to_save": None, "layers_to_transform": None}
 
 
-def write_adapter(folder, config, arrays, overwrite=False):
+def write_adapter(folder: str | os.PathLike, config: LoRAConfig, arrays: Mapping[str, Pair],
+                  overwrite: bool = False) -> list[Path]:
     """Writes {layer: (A, B)} with a LoRAConfig; returns the two paths.
 
     Raises:
@@ -43,7 +48,7 @@ def write_adapter(folder, config, arrays, overwrite=False):
     return [folder / CONFIG_FILE, folder / WEIGHTS_FILE]
 
 
-def read_adapter(folder):
+def read_adapter(folder: str | os.PathLike) -> tuple[LoRAConfig, dict[str, Pair]]:
     """(LoRAConfig, {layer: (A, B)}) of an adapter's folder, arrays in fp32.
 
     Raises:
@@ -54,7 +59,7 @@ def read_adapter(folder):
     return config, read_adapter_arrays(Path(folder) / WEIGHTS_FILE, config.rank)
 
 
-def read_adapter_config(folder):
+def read_adapter_config(folder: str | os.PathLike) -> LoRAConfig:
     """The LoRAConfig of an adapter's folder; raises as `read_adapter`."""
     folder = Path(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -75,9 +80,9 @@ def read_adapter_config(folder):
     return LoRAConfig(rank=rank, alpha=float(alpha), targets=tuple(sorted(targets)))
 
 
-def read_adapter_arrays(path, rank):
+def read_adapter_arrays(path: str | os.PathLike, rank: int) -> dict[str, Pair]:
     """{layer: (A, B)}, fp32, of a file with PEFT's names; ValueError where it is not complete."""
-    arrays = {}
+    arrays: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in read_header(path)[0].items():
         match = _NAME.fullmatch(name)
         if not match:

@@ -18,7 +18,7 @@ class RunLock:
         ValueError: another process has the folder (says which).
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | os.PathLike):
         path = Path(folder) / LOCK
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115

@@ -8,6 +8,7 @@ A tensor, wherever it lives, has `dtype` (a key of DTYPE_BYTES), `shape`, `nbyte
 bytes in order.
 """
 
+import io
 import json
 import math
 import os
@@ -33,16 +34,32 @@ _NUMPY_DTYPES = {
 }
 _DTYPE_OF_NUMPY = {np.dtype(numpy_dtype): name for name, numpy_dtype in _NUMPY_DTYPES.items()}
 _MAX_HEADER_BYTES = 100_000_000
+# dtype, shape, first byte and the one after the last of a tensor, as a header has them.
+Span = tuple[str, tuple[int, ...], int, int]
 
 
 class TensorSource(Protocol):
     """What can be written: see the top of the file."""
 
-    dtype: str
-    shape: tuple
-    nbytes: int
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
 
-    def chunks(self) -> Iterable[bytes]: ...
+    def chunks(self) -> Iterable[bytes | memoryview]: ...
+
+
+class TensorValues(Protocol):
+    """What can be read as an array: bf16 as fp32, HiF8 decoded."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def numpy(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -51,8 +68,13 @@ class StoredTensor:
 
     path: Path
     dtype: str
-    shape: tuple
+    shape: tuple[int, ...]
     offset: int
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file."""
+        return (self.path,)
 
     @property
     def nbytes(self) -> int:
@@ -83,7 +105,7 @@ class StoredTensor:
         self._read_into(array, array.dtype)
         return array.reshape(self.shape)
 
-    def _read_into(self, array, stored_dtype):
+    def _read_into(self, array: np.ndarray, stored_dtype: np.dtype | str) -> None:
         position, rest = 0, b""
         for chunk in self.chunks():
             chunk = rest + chunk
@@ -102,7 +124,7 @@ class ArrayTensor:
         self.array = array
         self.dtype, self.shape, self.nbytes = _DTYPE_OF_NUMPY[array.dtype], array.shape, array.nbytes
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[memoryview]:
         """The array's bytes in row-major order."""
         yield np.ascontiguousarray(self.array).reshape(-1).view(np.uint8).data
 
@@ -137,7 +159,7 @@ def read_header(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], dict[
             for name, (dtype, shape, start, _) in ordered}, metadata
 
 
-def _parse_entry(entry):
+def _parse_entry(entry: dict) -> Span:
     dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if dtype not in DTYPE_BYTES:
         raise ValueError(f"unknown dtype {dtype}")
@@ -148,7 +170,7 @@ def _parse_entry(entry):
     return dtype, shape, start, stop
 
 
-def _check_spans(path, data_bytes, spans):
+def _check_spans(path: Path, data_bytes: int, spans: Mapping[str, Span]) -> None:
     position = 0
     for name, (_, _, start, stop) in sorted(spans.items(), key=lambda item: item[1][2:]):
         if start != position:
@@ -184,7 +206,7 @@ def read_index(path: str | os.PathLike) -> dict[str, list[str]]:
     return shards
 
 
-def check_shard(index: Path, shard: str, promised: Iterable[str], found: Iterable[str]):
+def check_shard(index: Path, shard: str, promised: Iterable[str], found: Iterable[str]) -> None:
     """Raises ValueError where a shard does not hold exactly what the index says."""
     promised, found = set(promised), set(found)
     if promised != found:
@@ -228,14 +250,15 @@ def plan_shards(tensors: Mapping[str, TensorSource], max_shard_bytes: float = MA
 
 
 def write_file(path: str | os.PathLike, tensors: Mapping[str, TensorSource], metadata: Mapping[str, str] | None = None,
-               progress: Callable[[int], object] = lambda written: None):
+               progress: Callable[[int], object] = lambda written: None) -> None:
     """Writes one safetensors file in slices, atomically; an existing file is replaced. `progress` gets bytes written.
 
     Tensors of larger elements stand first, so that every one is aligned to its own element size, which readers that
     map the file need. Raises OSError as open() and write() do; whatever is raised, no partial file stays behind.
     """
     ordered = sorted(tensors.items(), key=lambda item: -DTYPE_BYTES[item[1].dtype])
-    header, position = {"__metadata__": dict(metadata or {})}, 0
+    header: dict[str, dict] = {"__metadata__": dict(metadata or {})}
+    position = 0
     for name, tensor in ordered:
         stop = position + tensor.nbytes
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, stop]}
@@ -253,7 +276,7 @@ def write_file(path: str | os.PathLike, tensors: Mapping[str, TensorSource], met
             assert written == tensor.nbytes, f"{name}: {written} of {tensor.nbytes} bytes"
 
 
-def _write_all(file, data):
+def _write_all(file: io.RawIOBase, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view):]
@@ -291,7 +314,7 @@ def write_checkpoint(path: str | os.PathLike, tensors: Mapping[str, TensorSource
     return files
 
 
-def check_target(path: Path, overwrite: bool):
+def check_target(path: Path, overwrite: bool) -> None:
     """Raises FileExistsError where `write_checkpoint` would, before anything is read or written.
 
     Replacing a folder deletes what is in it, so only a folder that looks like a checkpoint is ever replaced.

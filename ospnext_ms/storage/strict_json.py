@@ -1,9 +1,10 @@
 """JSON as people write it by hand: what a reader would take silently for something else is an error."""
 
 import json
+from typing import NoReturn
 
 
-def parse(text):
+def parse(text: str) -> object:
     """Value of a JSON text.
 
     Raises:
@@ -23,7 +24,7 @@ def parse(text):
     return value
 
 
-def _object(pairs):
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     keys = [key for key, _ in pairs]
     repeated = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
     if repeated is not None:
@@ -31,5 +32,5 @@ def _object(pairs):
     return dict(pairs)
 
 
-def _refuse_constant(name):
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number in JSON")

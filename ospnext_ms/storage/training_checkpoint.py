@@ -13,15 +13,16 @@ where; `read_group` puts them together whatever number of processes reads.
 import hashlib
 import json
 import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ospnext_ms.storage.files import atomic_path
-from ospnext_ms.storage.safetensors_io import DTYPE_BYTES, read_header
+from ospnext_ms.storage.safetensors_io import DTYPE_BYTES, StoredTensor, read_header
 
 MANIFEST, STATE = "manifest.json", "state.json"
 FORMAT = "ospnext_ms training checkpoint 1"
@@ -37,7 +38,7 @@ class Piece:
     """
 
     values: np.ndarray
-    shape: tuple
+    shape: tuple[int, ...]
     start: int
 
 
@@ -48,7 +49,7 @@ class Checkpoint:
     path: Path
     step: int
     state: dict
-    groups: dict = field(repr=False)
+    groups: dict[str, dict[str, "StoredTensor | JoinedTensor"]] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -56,36 +57,41 @@ class JoinedTensor:
     """A tensor that lies in several files: ((start, StoredTensor), ...) by start, covering it exactly."""
 
     dtype: str
-    shape: tuple
-    pieces: tuple
+    shape: tuple[int, ...]
+    pieces: tuple[tuple[int, StoredTensor], ...]
 
     @property
-    def nbytes(self):
+    def paths(self) -> tuple[Path, ...]:
+        """The files that it lies in."""
+        return tuple(piece.path for _, piece in self.pieces)
+
+    @property
+    def nbytes(self) -> int:
         """Bytes of the whole tensor."""
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
-    def chunks(self):
+    def chunks(self) -> Iterator[bytes]:
         """The tensor's bytes in row-major order."""
         for _, piece in self.pieces:
             yield from piece.chunks()
 
-    def numpy(self):
+    def numpy(self) -> np.ndarray:
         """The whole tensor; bf16 as fp32."""
         return np.concatenate([piece.numpy().reshape(-1) for _, piece in self.pieces]).reshape(self.shape)
 
 
-def step_folder(step):
+def step_folder(step: int) -> str:
     """Name of the checkpoint of a step."""
     return f"step_{step:08d}"
 
 
-def step_of(path):
+def step_of(path: str | os.PathLike) -> int | None:
     """Step of a checkpoint folder's name, None for any other name."""
     match = _STEP_FOLDER.fullmatch(Path(path).name)
     return int(match[1]) if match else None
 
 
-def describe_files(folder, names):
+def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict]:
     """{name: {"size", "sha256"}} of files in a folder, read back from the disk."""
     described = {}
     for name in names:
@@ -95,22 +101,22 @@ def describe_files(folder, names):
     return described
 
 
-def write_manifest(folder, content):
+def write_manifest(folder: Path, content: Mapping) -> None:
     """Writes the manifest of `content` (JSON values), with a checksum of its own."""
     with atomic_path(folder / MANIFEST) as temporary:
         temporary.write_bytes(_manifest_bytes(content))
 
 
-def _manifest_bytes(content):
+def _manifest_bytes(content: Mapping) -> bytes:
     digest = hashlib.sha256(_compact(content)).hexdigest()
     return _compact({"content": content, "sha256": digest})
 
 
-def _compact(value):
+def _compact(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
 
 
-def read_manifest(path):
+def read_manifest(path: str | os.PathLike) -> dict:
     """The manifest's content.
 
     Raises:
@@ -132,7 +138,7 @@ def read_manifest(path):
     return content
 
 
-def problems_of(path, reader=0, num_readers=1):
+def problems_of(path: str | os.PathLike, reader: int = 0, num_readers: int = 1) -> list[str]:
     """What is wrong with a checkpoint, one line a file; none where it is intact.
 
     Every file's size is compared, and the SHA-256 of every `num_readers`-th file from number `reader`, so that several
@@ -155,7 +161,7 @@ def problems_of(path, reader=0, num_readers=1):
     return problems
 
 
-def open_checkpoint(path):
+def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Opens a checkpoint without reading tensors and without hashing (see `problems_of`).
 
     Raises:
@@ -163,20 +169,20 @@ def open_checkpoint(path):
     """
     path = Path(path)
     content = read_manifest(path)
-    headers = {}
+    headers: dict[str, dict[str, StoredTensor]] = {}
     groups = {group: {name: _locate(path, name, entry, headers) for name, entry in tensors.items()}
               for group, tensors in content["tensors"].items()}
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     return Checkpoint(path, content["step"], state, groups)
 
 
-def is_group(path):
+def is_group(path: str | os.PathLike) -> bool:
     """True for the folder of a group inside a training checkpoint."""
     path = Path(path)
     return path.is_dir() and step_of(path.parent) is not None
 
 
-def read_group(path):
+def read_group(path: str | os.PathLike) -> dict[str, StoredTensor | JoinedTensor]:
     """{name: tensor} of one group, given its folder (.../step_00000100/ema).
 
     Raises:
@@ -189,7 +195,8 @@ def read_group(path):
     return groups[path.name]
 
 
-def _locate(path, name, entry, headers):
+def _locate(path: Path, name: str, entry: dict,
+            headers: dict[str, dict[str, StoredTensor]]) -> StoredTensor | JoinedTensor:
     pieces = []
     for file, start in entry["pieces"]:
         if file not in headers:
@@ -203,7 +210,8 @@ def _locate(path, name, entry, headers):
     return JoinedTensor(dtype, shape, _checked(path, name, shape, pieces))
 
 
-def _checked(path, name, shape, pieces):
+def _checked(path: Path, name: str, shape: tuple[int, ...],
+             pieces: list[tuple[int, StoredTensor]]) -> tuple[tuple[int, StoredTensor], ...]:
     """The pieces by start; ValueError where they do not cover the tensor exactly."""
     pieces = sorted(pieces, key=lambda piece: piece[0])
     position = 0
@@ -216,7 +224,7 @@ def _checked(path, name, shape, pieces):
     return tuple(pieces)
 
 
-def as_pieces(tensors: Mapping[str, np.ndarray | Piece]):
+def as_pieces(tensors: Mapping[str, np.ndarray | Piece]) -> dict[str, Piece]:
     """{name: Piece}, a whole array being a piece from 0 that keeps its shape."""
     return {name: value if isinstance(value, Piece) else Piece(value, value.shape, 0)
             for name, value in tensors.items()}

@@ -2,12 +2,16 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ospnext_ms.storage.open_weights import open_weights
-from ospnext_ms.storage.safetensors_io import DTYPE_BYTES, MAX_SHARD_BYTES, ArrayTensor, write_checkpoint
+from ospnext_ms.storage.safetensors_io import DTYPE_BYTES, MAX_SHARD_BYTES, ArrayTensor, TensorValues, write_checkpoint
+
+if TYPE_CHECKING:
+    from mindspore import Parameter, Tensor, nn
 
 _DTYPE_OF_MINDSPORE = {
     "Float64": "F64", "Float32": "F32", "Float16": "F16", "BFloat16": "BF16", "Int64": "I64", "Int32": "I32",
@@ -18,7 +22,14 @@ _NUMPY_FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 _FLOATS = (*_NUMPY_FLOATS, "BF16")
 
 
-def load_weights(cell, path: str | os.PathLike):
+class Shards(Protocol):
+    """What is asked of parallel.sharding.ShardedWeights."""
+
+    def shape(self, name: str, shape: Sequence[int]) -> tuple[int, ...]: ...
+    def cut(self, name: str, whole: np.ndarray) -> np.ndarray: ...
+
+
+def load_weights(cell: "nn.Cell", path: str | os.PathLike) -> None:
     """Loads a checkpoint into a Cell: every parameter, and nothing else. Weights stored as HiF8 are decoded.
 
     `path` is a safetensors file, a folder with one or with shards and their index, or an index. All names, shapes and
@@ -33,7 +44,8 @@ def load_weights(cell, path: str | os.PathLike):
     set_tensors(dict(cell.parameters_and_names()), open_weights(path), path)
 
 
-def set_tensors(parameters: Mapping, tensors: Mapping, origin, shards=None):
+def set_tensors(parameters: "Mapping[str, Parameter]", tensors: Mapping[str, TensorValues], origin: object,
+                shards: Shards | None = None) -> None:
     """Gives parameters, which no graph uses yet, the values of stored tensors: all of them, and nothing else, or none.
 
     Args:
@@ -60,7 +72,8 @@ def set_tensors(parameters: Mapping, tensors: Mapping, origin, shards=None):
         parameter.set_data(mindspore.Tensor(values, dtype=parameter.dtype))
 
 
-def save_weights(cell_or_dict, path: str | os.PathLike, dtype=None, max_shard_bytes: float = MAX_SHARD_BYTES, *,
+def save_weights(cell_or_dict: "nn.Cell | Mapping[str, Tensor | np.ndarray]", path: str | os.PathLike,
+                 dtype: object = None, max_shard_bytes: float = MAX_SHARD_BYTES, *,
                  overwrite: bool = False) -> list[str]:
     """Saves a Cell's parameters, or a dict of MindSpore tensors or NumPy arrays, as safetensors, atomically.
 
@@ -106,7 +119,7 @@ def bfloat16_bits(values: np.ndarray) -> np.ndarray:
 class _LiveTensor:
     """A tensor in memory as something to write; copied to the host, and cast, only when its turn comes."""
 
-    def __init__(self, tensor, dtype):
+    def __init__(self, tensor: "Tensor | np.ndarray", dtype: str | None):
         self._tensor = tensor
         is_array = isinstance(tensor, np.ndarray)
         self._own_dtype = ArrayTensor(tensor).dtype if is_array else _DTYPE_OF_MINDSPORE[str(tensor.dtype)]
@@ -114,7 +127,7 @@ class _LiveTensor:
         self.shape = tuple(tensor.shape)
         self.nbytes = math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
-    def chunks(self):
+    def chunks(self) -> Iterator[memoryview]:
         """The whole tensor's bytes at once."""
         array = self._tensor if isinstance(self._tensor, np.ndarray) else self._tensor.asnumpy()
         if self._own_dtype == "BF16":
@@ -126,7 +139,7 @@ class _LiveTensor:
         yield from ArrayTensor(array).chunks()
 
 
-def _odd_dtypes(parameters, stored):
+def _odd_dtypes(parameters: "Mapping[str, Parameter]", stored: Mapping[str, TensorValues]) -> list[str]:
     odd = []
     for name in parameters.keys() & stored.keys():
         own, other = _DTYPE_OF_MINDSPORE[str(parameters[name].dtype)], stored[name].dtype
@@ -135,5 +148,5 @@ def _odd_dtypes(parameters, stored):
     return sorted(odd)
 
 
-def _listed(names, limit=10):
+def _listed(names: Sequence[str], limit: int = 10) -> str:
     return ", ".join(names[:limit]) + (f", ... {len(names) - limit} more" if len(names) > limit else "")
