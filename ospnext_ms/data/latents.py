@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from ospnext_ms.data.cache import Cache
-from ospnext_ms.data.clips import draw_start, read_clip
 from ospnext_ms.data.order import EpochOrder
 from ospnext_ms.data.text import pad_text
 
@@ -134,6 +133,9 @@ class LatentDataset:
         sample = self.cache.samples[index]
         if self._encode is None:
             return self.cache.latent(sample)
+        # Here, because caches of latents are read where there is no decoder.
+        from ospnext_ms.data.clips import draw_start, read_clip
+
         record, (height, width, frames) = self.cache.record(sample), self.cache.buckets[sample.bucket]
         rng = np.random.default_rng([self.seed, epoch, index, _START])
         start = draw_start(rng, record["part"], frames, self.cache.fps, record["fps"])

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ftfy
 import numpy as np
 
 if TYPE_CHECKING:
@@ -19,6 +18,9 @@ VOCABULARY_FILES = ("tokenizer.json", "spiece.model")
 
 def clean_prompt(text: str) -> str:
     """Text as Wan2.1 cleans it: broken Unicode repaired, HTML entities resolved, white space collapsed and stripped."""
+    # Here, because embeddings made elsewhere are read where it is not installed.
+    import ftfy
+
     text = ftfy.fix_text(text)
     # Twice, as captions from the web are often escaped twice (&amp;quot;).
     text = html.unescape(html.unescape(text))

@@ -1,23 +1,32 @@
-r"""The experiment of hif8_experiment.py in PyTorch on a GPU: many seeds in minutes, linears and attention apart (from
-the repository's root, after the data of yaml_configs/train/tiny.yaml's head has been prepared)
+r"""The experiment of hif8_experiment.py in PyTorch on a GPU: many seeds in minutes, each part of the recipe apart, and
+what may be added to it (from the repository's root, after the data of yaml_configs/train/tiny.yaml's head has been
+prepared)
 
     python -m tools.experiments.hif8_experiment_torch --data output/digits_cache \
         --held-out output/digits_held_out_cache --seeds 0 1 2 3 4 5 --batch-size 4 --learning-rate 1e-3 \
         --device cuda --output output/hif8_torch
 
 Trains torch_reference's networks, whose HiF8 is written independently of ospnext_ms.quant, from the full tiny model's
-weights on the batches, noise and noise levels of `python -m ospnext_ms train --config yaml_configs/train/tiny.yaml`.
-The figure is the loss of the averaged weights on that configuration's eval_dataset. Every run's weights are measured in
-the arithmetic they were trained in and, those of `fp32` and `hif8`, in the other one: what rounding costs while
-computing, and what it costs to have trained with it. report.json has every run, the table means over the seeds.
+weights on the batches, noise and noise levels of `python -m ospnext_ms train --config yaml_configs/train/tiny.yaml`:
+the same for every recipe of a seed. The figure is the loss of the averaged weights on that configuration's
+eval_dataset. With v the velocity that weights give when computed in HiF8, u when computed in fp32, and y the target,
+
+    loss = mean (v - y)^2 = mean (u - y)^2 + mean (v - u)^2 + 2 mean (v - u)(u - y)
+
+so what a recipe costs is told apart: other weights (the first term less the loss of fp32's), rounding noise (the
+second), and what the noise has to do with the network's own error (the third). The weights that fp32 found are computed
+in every recipe too. report.json has every run, and the table's means over the seeds.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import statistics
 import time
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,14 +44,37 @@ from tools.torch_reference.loading import load
 
 CONFIG = Path("yaml_configs/train/tiny.yaml")
 HIF8 = {"quant": "hif8", "quant_attention": "hif8"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network computes. `changes`: of the DiTConfig. `plain_share`: the first part of the steps is in fp32."""
+
+    changes: dict = field(default_factory=dict)
+    refinements: hif8.Refinements = hif8.Refinements()
+    plain_share: float = 0.0
+
+
+def refined(**refinements):
+    """The recipe with refinements."""
+    return Recipe(HIF8, hif8.Refinements(**refinements))
+
+
 RECIPES = {
-    "fp32": {},
-    "linears": {"quant": "hif8"},
-    "attention": {"quant_attention": "hif8"},
-    "hif8": HIF8,
-    "hif8_32768": HIF8 | {"quant_config": QuantConfig(scale_max_forward=32768.0, scale_max_backward=32768.0)},
+    "fp32": Recipe(),
+    "linears": Recipe({"quant": "hif8"}),
+    "attention": Recipe({"quant_attention": "hif8"}),
+    "hif8": Recipe(HIF8),
+    "hif8_32768": Recipe(HIF8 | {"quant_config": QuantConfig(scale_max_forward=32768.0, scale_max_backward=32768.0)}),
+    "centred_keys": refined(centre_keys=True),
+    "centred_keys_and_values": refined(centre_keys=True, centre_values=True),
+    "scales_per_head": refined(head_scales=True),
+    "plain_ends": refined(plain_ends=1),
+    "plain_start": Recipe(HIF8, plain_share=0.2),
+    "plain_half": Recipe(HIF8, plain_share=0.5),
+    "all_free": Recipe(HIF8, hif8.Refinements(centre_keys=True, centre_values=True, head_scales=True), 0.2),
+    "all": Recipe(HIF8, hif8.Refinements(centre_keys=True, centre_values=True, head_scales=True, plain_ends=1), 0.2),
 }
-OTHER_ARITHMETIC = {"fp32": "hif8", "hif8": "fp32"}
 
 
 class OneProcess:
@@ -76,10 +108,14 @@ def configure(arguments, seed):
     return load_config(TrainConfig, CONFIG, [f"{key}={value}" for key, value in values.items()] + arguments.overrides)
 
 
-def build(config, recipe, device):
-    """A network of a recipe with the weights that the configuration starts from."""
-    model = hif8.build(replace(config.model.dit, **RECIPES[recipe]))
-    return load(model, config.load_checkpoint).to(device)
+def start_of(config, device):
+    """A network with the weights that the configuration starts from, in fp32."""
+    return load(hif8.build(config.model.dit), config.load_checkpoint).to(device)
+
+
+def compute_in(model, config, recipe):
+    """Makes the model compute as a Recipe says, after its plain steps."""
+    return hif8.set_arithmetic(model, replace(config.model.dit, **recipe.changes), recipe.refinements)
 
 
 def learning_rate(schedule, step, steps):
@@ -90,96 +126,191 @@ def learning_rate(schedule, step, steps):
     return schedule.lr_end + (schedule.learning_rate - schedule.lr_end) * 0.5 * (1 + math.cos(math.pi * position))
 
 
-def train(config, recipe, device):
-    """A network trained as configured, with its averaged weights."""
-    model = build(config, recipe, device)
-    parameters, steps = list(model.parameters()), config.runner_config.steps
-    # Norms, biases and modulation are not decayed.
-    groups = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        groups[name.endswith("weight") and "norm" not in name].append(parameter)
-    optimizer = torch.optim.AdamW([{"params": groups[True], "weight_decay": config.optimizer.weight_decay},
-                                   {"params": groups[False], "weight_decay": 0.0}],
-                                  betas=tuple(config.optimizer.betas), eps=config.optimizer.eps)
-    ema = Ema(model, config.ema.decay)
-    clip = AdaptiveClipper(config.clipping.decay, config.clipping.deviations, config.clipping.start)
+def inputs_of(config, device):
+    """What every step of a configuration is fed, as tensors on the device: the loss's arguments, a list of tuples."""
+    inputs = StepInputs(config, open_source(config, OneProcess), OneProcess)
+    return [tuple(torch.from_numpy(array).to(device) for array in batch)
+            for (batch,) in inputs.ahead(0, config.runner_config.steps)]
 
-    def gradients(*inputs):
-        loss = velocity_loss(model, *inputs)
-        found = torch.autograd.grad(loss, parameters)
+
+class Training:
+    """A network on its way from the configuration's weights to a recipe's. A step is asked for with `start_step` and
+    done with `finish_step`, so that a GPU can work on those of several trainings at once.
+
+    Args:
+        inputs: see inputs_of.
+    """
+
+    def __init__(self, config, recipe, inputs, device):
+        self.config, self.recipe, self.inputs, self.device = config, recipe, inputs, device
+        self.model = start_of(config, device)
+        self.stream = torch.cuda.Stream() if device.type == "cuda" else None
+        # Norms, biases and modulation are not decayed.
+        groups = {True: [], False: []}
+        for name, parameter in self.model.named_parameters():
+            groups[name.endswith("weight") and "norm" not in name].append(parameter)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": groups[True], "weight_decay": config.optimizer.weight_decay},
+             {"params": groups[False], "weight_decay": 0.0}],
+            betas=tuple(config.optimizer.betas), eps=config.optimizer.eps)
+        self.parameters = list(self.model.parameters())
+        self.ema = Ema(self.model, config.ema.decay)
+        self.clip = AdaptiveClipper(config.clipping.decay, config.clipping.deviations, config.clipping.start)
+        self.plain_steps = round(recipe.plain_share * config.runner_config.steps)
+        self.recorded = RecordedStep(self._gradients, device)
+        self.found = None
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _gradients(self, *inputs):
+        found = torch.autograd.grad(velocity_loss(self.model, *inputs), self.parameters)
         return {"gradients": found, "norm": torch.nn.utils.get_total_norm(found)}
 
-    recorded = RecordedStep(gradients, device)
-    inputs = StepInputs(config, open_source(config, OneProcess), OneProcess)
-    for step, (batch,) in enumerate(inputs.ahead(0, steps)):
-        found = recorded(*(torch.from_numpy(array).to(device) for array in batch))
-        factor = clip(found["norm"].item())
-        for parameter, gradient in zip(parameters, found["gradients"], strict=True):
-            parameter.grad = gradient
-        torch._foreach_mul_(list(found["gradients"]), factor)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config.lr_schedule, step, steps)
-        optimizer.step()
-        ema.update()
-    ema.copy_to_module()
-    return model
+    def _on_stream(self):
+        return torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext()
+
+    def start_step(self, step):
+        """Begins to compute the gradients."""
+        if step == self.plain_steps:
+            compute_in(self.model, self.config, self.recipe)
+            self.recorded = RecordedStep(self._gradients, self.device)
+        with self._on_stream():
+            self.found = self.recorded(*self.inputs[step])
+
+    def finish_step(self, step):
+        """Updates the weights and their average."""
+        with self._on_stream():
+            factor = self.clip(self.found["norm"].item())
+            for parameter, gradient in zip(self.parameters, self.found["gradients"], strict=True):
+                parameter.grad = gradient
+            torch._foreach_mul_(list(self.found["gradients"]), factor)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.config.lr_schedule, step, self.config.runner_config.steps)
+            self.optimizer.step()
+            self.ema.update()
+
+    def finish(self):
+        """The model with its averaged weights."""
+        if self.stream:
+            torch.cuda.synchronize()
+        self.ema.copy_to_module()
+        return self.model.requires_grad_(False)
 
 
-@torch.no_grad()
-def measure(model, config, device):
-    """Mean loss on the fixed clips, noise and noise levels."""
-    fixed = FixedInputs(config.eval_dataset, config.flow, config.model.dit)
-    losses = [velocity_loss(model, *(torch.from_numpy(array).to(device) for array in fixed(clip)))
-              for clip in range(len(fixed))]
-    return torch.stack(losses).mean().item()
+def train(config, recipe, device):
+    """A network trained as configured, with its averaged weights. `recipe`: of RECIPES."""
+    return train_all([config], recipe, [inputs_of(config, device)], device)[0]
 
 
-def run(config, recipe, device):
-    """{"loss", "seconds", and for fp32 and hif8 "other": the same weights' loss in the other arithmetic}."""
-    began = time.perf_counter()
-    model = train(config, recipe, device)
-    result = {"loss": measure(model, config, device), "seconds": round(time.perf_counter() - began, 1)}
-    if recipe in OTHER_ARITHMETIC:
-        other = build(config, OTHER_ARITHMETIC[recipe], device)
-        other.load_state_dict(model.state_dict())
-        result["other"] = measure(other, config, device)
-    return result
+def train_all(configs, recipe, inputs, device):
+    """The networks of several seeds' configurations, trained step by step beside each other."""
+    trainings = [Training(config, RECIPES[recipe], tensors, device)
+                 for config, tensors in zip(configs, inputs, strict=True)]
+    for step in range(configs[0].runner_config.steps):
+        for training in trainings:
+            training.start_step(step)
+        for training in trainings:
+            training.finish_step(step)
+    return [training.finish() for training in trainings]
+
+
+class FixedSet:
+    """The clips, noise and noise levels of a configuration's eval_dataset, on the device."""
+
+    def __init__(self, config, device):
+        self.config, self.device = config, device
+        fixed = FixedInputs(config.eval_dataset, config.flow, config.model.dit)
+        self.inputs = [tuple(torch.from_numpy(array).to(device) for array in fixed(clip)) for clip in range(len(fixed))]
+        self.target = torch.stack([noise - x0 for x0, noise, _, _ in self.inputs])
+        self.networks = {}
+
+    @torch.no_grad()
+    def velocities(self, model, recipe):
+        """What the model's weights give for every clip at all its levels, computed as a recipe of RECIPES says:
+        [clips, levels, C, T, H, W]."""
+        if recipe not in self.networks:
+            network = compute_in(start_of(self.config, self.device), self.config, RECIPES[recipe])
+            self.networks[recipe] = network, RecordedStep(partial(_velocity, network), self.device)
+        network, recorded = self.networks[recipe]
+        network.load_state_dict(model.state_dict())
+        return torch.stack([recorded(*inputs)["velocity"].clone() for inputs in self.inputs])
+
+    def compare(self, model, recipe):
+        """{"loss": computed as a recipe says, "fp32_loss": in fp32, "noise": mean square of their difference}."""
+        plain = self.velocities(model, "fp32")
+        computed = self.velocities(model, recipe) if RECIPES[recipe].changes else plain
+        return {"loss": mean_square(computed - self.target), "fp32_loss": mean_square(plain - self.target),
+                "noise": mean_square(computed - plain)}
+
+
+def _velocity(model, x0, noise, sigma, text):
+    return {"velocity": model(torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1, 1)), 1000 * sigma, text)}
+
+
+def mean_square(x):
+    """A number, summed in fp64."""
+    return x.double().square().mean().item()
 
 
 def summary(runs):
-    """{recipe: {"loss": mean over the seeds, "percent": [mean above the same seed's fp32, its standard error]}}.
+    """{recipe: {"loss": mean over the seeds, and per cent of the same seed's fp32 loss as [mean, standard error]}}:
+    "above" it lies the loss, of which "weights", "noise" and "correlation" are the parts (see the head of this file).
 
-    `runs`: {seed: {recipe: result of `run`}}. "other" is summed up alike, the baseline being the fp32 run's own loss.
+    `runs`: {seed: {recipe: result of FixedSet.compare, for fp32 with "computed_in": {recipe: another result}}}.
     """
     rows = {}
     for recipe in next(iter(runs.values())):
-        for key in ("loss", "other"):
-            pairs = [(seed[recipe][key], seed["fp32"]["loss"]) for seed in runs.values()
-                     if key in seed[recipe] and "fp32" in seed]
-            if pairs:
-                percent = [100 * (value / baseline - 1) for value, baseline in pairs]
-                error = statistics.stdev(percent) / math.sqrt(len(percent)) if len(percent) > 1 else None
-                name = recipe if key == "loss" else f"{recipe}, computed in {OTHER_ARITHMETIC[recipe]}"
-                rows[name] = {"loss": statistics.fmean(value for value, _ in pairs),
-                              "percent": [statistics.fmean(percent), error]}
+        rows[recipe] = _row([(seed[recipe], seed["fp32"]["loss"]) for seed in runs.values()])
+    for recipe in next(iter(runs.values()))["fp32"]["computed_in"]:
+        rows[f"fp32's weights, computed in {recipe}"] = _row(
+            [(seed["fp32"]["computed_in"][recipe], seed["fp32"]["loss"]) for seed in runs.values()])
     return rows
+
+
+def _row(results):
+    parts = {"above": lambda run, base: run["loss"] - base, "weights": lambda run, base: run["fp32_loss"] - base,
+             "noise": lambda run, base: run["noise"],
+             "correlation": lambda run, base: run["loss"] - run["fp32_loss"] - run["noise"]}
+    row = {"loss": statistics.fmean(run["loss"] for run, _ in results)}
+    for name, part in parts.items():
+        percent = [100 * part(run, base) / base for run, base in results]
+        error = statistics.stdev(percent) / math.sqrt(len(percent)) if len(percent) > 1 else None
+        row[name] = [statistics.fmean(percent), error]
+    return row
+
+
+def print_table(rows):
+    """The summary for a reader: per cent of the fp32 loss."""
+    print(f"{'':50}{'loss':>9}" + "".join(f"{name:>18}" for name in ("above", "weights", "noise", "correlation")))
+    for name, row in rows.items():
+        cells = (f"{mean:+.2f}" + (f" +- {error:.2f}" if error is not None else "")
+                 for mean, error in (row[part] for part in ("above", "weights", "noise", "correlation")))
+        print(f"{name:50}{row['loss']:9.5f}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 def main(argv=None):
     arguments = parse_arguments(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    device, runs = torch.device(arguments.device), {}
-    for seed in arguments.seeds:
-        runs[seed] = {}
-        for recipe in arguments.recipes:
-            runs[seed][recipe] = run(configure(arguments, seed), recipe, device)
-            print(f"seed {seed} {recipe}: {runs[seed][recipe]}", flush=True)
-        report = {"steps": arguments.steps, "batch_size": arguments.batch_size, "runs": runs, "summary": summary(runs),
-                  "learning_rate": arguments.learning_rate, "device": str(device)}
+    device = torch.device(arguments.device)
+    configs = [configure(arguments, seed) for seed in arguments.seeds]
+    with ThreadPoolExecutor(len(configs)) as pool:
+        inputs = list(pool.map(lambda config: inputs_of(config, device), configs))
+    fixed, runs = FixedSet(configs[0], device), {seed: {} for seed in arguments.seeds}
+    for recipe in ["fp32"] + [name for name in arguments.recipes if name != "fp32"]:
+        began = time.perf_counter()
+        models = train_all(configs, recipe, inputs, device)
+        for seed, model in zip(arguments.seeds, models, strict=True):
+            runs[seed][recipe] = fixed.compare(model, recipe)
+            if recipe == "fp32":
+                runs[seed][recipe]["computed_in"] = {name: fixed.compare(model, name)
+                                                     for name in arguments.recipes if RECIPES[name].changes}
+        print(f"{recipe}: {time.perf_counter() - began:.1f} s, losses "
+              f"{[round(runs[seed][recipe]['loss'], 5) for seed in arguments.seeds]}", flush=True)
+        report = {"steps": arguments.steps, "batch_size": arguments.batch_size, "dim": configs[0].model.dit.dim,
+                  "learning_rate": arguments.learning_rate, "device": str(device),
+                  "target": mean_square(fixed.target), "summary": summary(runs), "runs": runs}
         (arguments.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    for name, row in report["summary"].items():
-        mean, error = row["percent"]
-        print(f"{name:28} {row['loss']:.5f} {mean:+6.2f} %" + (f" +- {error:.2f}" if error is not None else ""))
+    print_table(report["summary"])
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ class RecordedStep:
                 self.update(*static_inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # On a stream of its own, whose scratch memory no other recording uses: several may be replayed at once.
+        with torch.cuda.graph(graph, stream=stream):
             results = self.update(*static_inputs)
         return graph, static_inputs, results

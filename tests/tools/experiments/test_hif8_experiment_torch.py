@@ -64,7 +64,8 @@ def norm(arrays):
 
 
 def test_measures_what_ospnext_ms_measures(config):
-    model = experiment.build(config, "fp32", torch.device("cpu"))
+    device = torch.device("cpu")
+    model = experiment.start_of(config, device)
     fixed = FixedSet(config.eval_dataset, config.flow, config.model.dit, Mesh.single())
 
     def loss(x0, noise, sigma, text):
@@ -72,25 +73,56 @@ def test_measures_what_ospnext_ms_measures(config):
         with torch.no_grad():
             return experiment.velocity_loss(model, *arrays)
 
-    assert experiment.measure(model, config, torch.device("cpu")) == pytest.approx(fixed.mean_loss(loss), rel=1e-6)
+    found = experiment.FixedSet(config, device).compare(model, "fp32")
+    assert found["loss"] == found["fp32_loss"] == pytest.approx(fixed.mean_loss(loss), rel=1e-6)
+    assert found["noise"] == 0
 
 
-def test_report_means_over_the_seeds(tmp_path, monkeypatch, capsys):
+def test_noise_is_what_computing_differently_adds(config):
+    device = torch.device("cpu")
+    fixed, model = experiment.FixedSet(config, device), experiment.start_of(config, device)
+    found = {name: fixed.compare(model, name) for name in ("linears", "hif8", "hif8_32768")}
+    assert len({result["fp32_loss"] for result in found.values()}) == 1
+    assert 0 < found["linears"]["noise"] < found["hif8"]["noise"] < found["hif8_32768"]["noise"]
+
+
+def test_a_plain_start_is_fp32_until_its_end(config):
+    device = torch.device("cpu")
+    inputs = [experiment.inputs_of(config, device)[:STEPS]]
+
+    def weights(recipe):
+        (model,) = experiment.train_all([config], recipe, inputs, device)
+        return torch.cat([parameter.flatten() for parameter in model.parameters()])
+
+    fp32, half, hif8 = weights("fp32"), weights("plain_half"), weights("hif8")
+    assert not torch.equal(half, fp32)
+    assert (half - fp32).norm() < (hif8 - fp32).norm()
+
+
+def test_report_means_over_the_seeds(config, tmp_path, monkeypatch, capsys):
     losses = {(0, "fp32"): 0.5, (0, "hif8"): 0.51, (1, "fp32"): 0.25, (1, "hif8"): 0.26}
 
-    def run(config, recipe, device):
-        return {"loss": losses[config.seed, recipe], "seconds": 1.0, "other": 0.5}
+    class Fixed(experiment.FixedSet):
+        def compare(self, model, recipe):
+            seed, trained = model
+            loss = losses[seed, recipe if trained == "fp32" else trained]
+            return {"loss": loss, "fp32_loss": losses[seed, "fp32"], "noise": 0.0025}
 
-    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(experiment, "configure", lambda arguments, seed: config)
+    monkeypatch.setattr(experiment, "train_all", lambda configs, recipe, *_: [(seed, recipe) for seed in (0, 1)])
+    monkeypatch.setattr(experiment, "FixedSet", Fixed)
     experiment.main(["--data", "d", "--held-out", "h", "--output", str(tmp_path), "--seeds", "0", "1",
                      "--recipes", "fp32", "hif8"])
     summary = json.loads((tmp_path / "report.json").read_text())["summary"]
     assert summary["hif8"]["loss"] == pytest.approx(0.385)
-    assert summary["hif8"]["percent"] == pytest.approx([3.0, 1.0])
-    assert summary["hif8, computed in fp32"]["percent"] == pytest.approx([50.0, 50.0])
-    assert "+3.00 % +- 1.00" in capsys.readouterr().out
+    assert summary["hif8"]["above"] == pytest.approx([3.0, 1.0])
+    assert summary["hif8"]["weights"] == [0, 0]
+    assert summary["hif8"]["noise"] == pytest.approx([0.75, 0.25])
+    assert summary["hif8"]["correlation"] == pytest.approx([2.25, 0.75])
+    assert summary["fp32's weights, computed in hif8"]["above"] == pytest.approx([3.0, 1.0])
+    assert "+3.00 +- 1.00" in capsys.readouterr().out
 
 
 def test_the_ablation_scales_to_the_largest_number():
-    config = experiment.RECIPES["hif8_32768"]["quant_config"]
+    config = experiment.RECIPES["hif8_32768"].changes["quant_config"]
     assert (config.scale_max_forward, config.scale_max_backward) == (32768.0, 32768.0)
