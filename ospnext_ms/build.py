@@ -22,7 +22,7 @@ from ospnext_ms.parallel.sharding import ShardedWeights
 from ospnext_ms.parallel.ssp import ParallelSequence
 from ospnext_ms.quant.network import quantized_parts
 from ospnext_ms.runtime import DTYPES
-from ospnext_ms.storage.open_weights import open_weights
+from ospnext_ms.storage.open_weights import open_headers, open_weights
 from ospnext_ms.storage.peft_format import read_adapter
 from ospnext_ms.storage.weights import load_weights, mismatch_report, set_tensors
 
@@ -145,7 +145,7 @@ def check_checkpoints(model):
                                    ("vae", model.vae, WanVAE)):
         with no_init_parameters():
             expected = {key: parameter.shape for key, parameter in network(section).parameters_and_names()}
-        stored = {key: tensor.shape for key, tensor in open_weights(section.checkpoint).items()}
+        stored = {key: tensor.shape for key, tensor in open_headers(section.checkpoint).items()}
         if report := mismatch_report(expected, stored):
             raise ValueError(f"model.{name}: {section.checkpoint} does not fit the configured shape:\n"
                              + "\n".join(report))

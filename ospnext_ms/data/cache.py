@@ -12,12 +12,15 @@ was indexed is refused when it is first used.
 A cache whose contents are "videos" has the same files, with no latents in them: training reads the clips itself.
 """
 
+import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
@@ -153,6 +156,7 @@ class Cache:
                             for name, shard, bucket, texts in index["samples"]]
             # Caches of earlier versions have none, and are taken at their names.
             self._hashes = dict(index.get("sha256", {}))
+            self._check_index()
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not an index of a cache: {error!r}") from error
         self._checked: set[str] = set()
@@ -167,6 +171,23 @@ class Cache:
         return of_values([*hashes, self.contents, self.fps, self.buckets, self.text_len, self.text_dim,
                           [[sample.name, sample.shard, sample.bucket, sample.texts] for sample in self.samples],
                           settings.read_text(encoding="utf-8") if settings.is_file() else None])
+
+    def _check_index(self) -> None:
+        """ValueError where the index, which no hash covers, holds what no cache has."""
+        root = self.video_root
+        if self.contents not in ("latents", "videos") or self.contents == "videos" and not isinstance(root, str):
+            raise ValueError(f"contents is {self.contents!r} and video_root {root!r}")
+        if isinstance(self.fps, bool) or not isinstance(self.fps, int | float) or not 0 < self.fps < math.inf:
+            raise ValueError(f"fps is {self.fps!r}")
+        if not all(len(bucket) == 3 for bucket in self.buckets):
+            raise ValueError("a bucket is not [height, width, frames]")
+        sizes = (self.text_len, self.text_dim, *itertools.chain.from_iterable(self.buckets))
+        if not all(_is_count(size) and size > 0 for size in sizes):
+            raise ValueError("text_len, text_dim and the numbers of a bucket must be whole numbers above 0")
+        for sample in self.samples:
+            if not (isinstance(sample.name, str) and _is_count(sample.shard) and _is_count(sample.bucket)
+                    and sample.bucket < len(self.buckets) and sample.texts and all(map(_is_count, sample.texts))):
+                raise ValueError(f"no sample is {sample}")
 
     def _indexed(self, name: str) -> Path:
         """Path of a shard, compared with the index when it is first asked for."""
@@ -196,10 +217,26 @@ class Cache:
     def text(self, sample: Sample, choice: int) -> tuple[np.ndarray, str]:
         """(embedding fp32 [length, text_dim], caption) of text number `choice` of a sample."""
         embeddings, captions = self._texts(sample.shard)
-        number = sample.texts[choice]
-        return embeddings[number].numpy().astype(np.float32), captions[number]
+        number, path = sample.texts[choice], self.folder / text_shard(sample.shard)
+        if number >= len(captions):
+            raise ValueError(f"{path} does not hold text {number} of {sample.name}, which {INDEX} promises")
+        return self._embedding(embeddings[number], path), captions[number]
 
     def empty_text(self) -> np.ndarray:
         """Embedding of the empty text, fp32 [length, text_dim]."""
-        (embedding,), _ = read_texts(self._indexed(EMPTY_TEXT))
-        return embedding.numpy().astype(np.float32)
+        path = self._indexed(EMPTY_TEXT)
+        embeddings, _ = read_texts(path)
+        if len(embeddings) != 1:
+            raise ValueError(f"{path} holds {len(embeddings)} texts instead of the empty one")
+        return self._embedding(embeddings[0], path)
+
+    def _embedding(self, stored: StoredTensor, path: Path) -> np.ndarray:
+        """fp32 [length, text_dim]; ValueError where it has not the shape that the index says."""
+        if len(stored.shape) != 2 or not 1 <= stored.shape[0] <= self.text_len or stored.shape[1] != self.text_dim:
+            raise ValueError(f"{path} holds an embedding {list(stored.shape)}; {INDEX} promises "
+                             f"[1 to {self.text_len}, {self.text_dim}]")
+        return stored.numpy().astype(np.float32)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -101,7 +101,11 @@ def _load(folder: Path) -> "PreTrainedTokenizerBase":
     # Importing transformers takes seconds, which commands that need no tokenizer should not pay.
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        # Of damaged files the library raises whatever its parsers do.
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {' '.join(str(error).split())}") from error
     end = tokenizer.eos_token_id
     if tokenizer.pad_token_id is None or end is None or tokenizer("")["input_ids"] != [end]:
         raise ValueError(f"the tokenizer in {folder} pads with {tokenizer.pad_token!r} and turns the empty text into "

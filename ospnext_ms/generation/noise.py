@@ -1,6 +1,7 @@
 """The noise that videos start from."""
 
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def load_starting_noise(config, count):
         raise FileNotFoundError(f"sampling.starting_noise: no file {name} (current folder {Path.cwd()})")
     try:
         noise = np.load(name, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, SyntaxError, TypeError, TokenError) as error:
         raise ValueError(f"sampling.starting_noise: {name} is not a .npy file of numbers: {error}") from error
     if not isinstance(noise, np.ndarray):
         raise ValueError(f"sampling.starting_noise: {name} is an archive of arrays; expected a .npy file")

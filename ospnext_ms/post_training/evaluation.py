@@ -82,9 +82,8 @@ class Evaluation:
         with atomic_path(folder / "scores.json") as path:
             path.write_text(json.dumps(record) + "\n", encoding="utf-8")
         self._write_videos(folder, latents)
-        first = self.folder / f"{0:06d}" / "scores.json"
-        if iteration and first.is_file():
-            figures |= compare(json.loads(first.read_text(encoding="utf-8")), record)
+        if iteration:
+            figures |= self._rise_since_the_beginning(record, monitor)
         monitor.record(iteration, figures)
         mean, error = figures["eval/reward"], figures["eval/standard_error"]
         monitor.say(f"iteration {iteration}: held-out reward {'unknown' if mean is None else f'{mean:.4f}'}"
@@ -93,6 +92,15 @@ class Evaluation:
             monitor.say(f"rise since the beginning {figures['eval/rise']:+.4f} +- {figures['eval/rise_error']:.4f} "
                         f"({figures['eval/rise'] / max(figures['eval/rise_error'], 1e-12):.1f} standard errors, "
                         f"{len(scores.total)} videos, same noise)")
+
+    def _rise_since_the_beginning(self, record, monitor):
+        """Figures of `compare` with iteration 0; none where that was not made, or cannot be read (which is said)."""
+        path = self.folder / f"{0:06d}" / "scores.json"
+        try:
+            return compare(json.loads(path.read_text(encoding="utf-8")), record) if path.is_file() else {}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            monitor.say(f"{path} cannot be read, so nothing is compared with it: {error!r}")
+            return {}
 
     def _write_videos(self, folder, latents):
         video, shown = self.config.video, min(self.config.evaluation.videos, len(latents))

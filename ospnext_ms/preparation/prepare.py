@@ -177,12 +177,24 @@ def _check_settings(config):
         cache.write_json(path, settings)
         return
     # A cache begun before there was a key was made as its default says.
-    begun = _defaults(config) | json.loads(path.read_text(encoding="utf-8"))
+    begun = _defaults(config) | _read_settings(path)
     changed = [f"{key}: {begun.get(key)!r} then, {settings.get(key)!r} now"
                for key in {**begun, **settings} if begun.get(key) != settings.get(key)]
     if changed:
         raise ValueError(f"{path.parent} holds a cache of other settings; give another output_dir or remove it:\n"
                          + "\n".join(changed))
+
+
+def _read_settings(path):
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(settings, dict):
+            return settings
+        problem = f"it holds a {type(settings).__name__}"
+    except (ValueError, RecursionError) as error:
+        problem = str(error)
+    raise ValueError(f"{path}, which says how the cache there was begun, cannot be read ({problem}); remove the folder "
+                     "or give another output_dir")
 
 
 def _defaults(config):

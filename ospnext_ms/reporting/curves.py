@@ -1,9 +1,11 @@
 """The curves of a run as a picture."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 
+from ospnext_ms.reporting.metrics import MAX_STEP
 from ospnext_ms.storage.files import atomic_path
 
 LOSS_CURVE, REWARD_CURVE = "loss_curve.png", "reward_curve.png"
@@ -60,7 +62,8 @@ def draw_rewards(records, folder, note=""):
     steps, means = _series(records, "reward_mean")
     reward.plot(steps, means, color="tab:gray", linewidth=1, label="training prompts, SDE window")
     steps, means = _series(records, "eval/reward")
-    errors = [record.get("eval/standard_error") or 0.0 for record in records if record.get("eval/reward") is not None]
+    errors = [error if _is_number(error := record.get("eval/standard_error")) and error >= 0 else 0.0
+              for record in records if _is_number(record.get("eval/reward"))]
     reward.errorbar(steps, means, errors, fmt="o-", color="tab:red", capsize=3, label="held-out prompts, ODE, EMA")
     reward.set(ylabel="reward", title=note)
     reward.legend()
@@ -92,5 +95,10 @@ def _save(figure, path):
 
 
 def _series(records, name):
-    found = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+    found = [(record["step"], record[name]) for record in records if _is_number(record.get(name))]
     return [step for step, _ in found], [value for _, value in found]
+
+
+def _is_number(value):
+    """Whether a value of a record, which somebody may have changed, can be drawn."""
+    return isinstance(value, float) and math.isfinite(value) or isinstance(value, int) and abs(value) < MAX_STEP

@@ -7,6 +7,8 @@ from ospnext_ms.storage.files import atomic_path, naming
 
 METRICS = "metrics.jsonl"
 _NAMED = 10
+# What is beyond is no step that was ever done.
+MAX_STEP = 2**62
 
 
 class MetricsFile:
@@ -49,7 +51,7 @@ def read_metrics(folder, report=None):
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
             record = json.loads(line) if line.strip() else None
-            is_record = record is None or isinstance(record, dict) and isinstance(record.get("step"), int)
+            is_record = record is None or isinstance(record, dict) and _is_step(record.get("step"))
         except (ValueError, RecursionError):
             is_record = False
         if not is_record:
@@ -65,3 +67,7 @@ def read_metrics(folder, report=None):
 def has_figure(folder, step, name):
     """Whether a run has recorded the figure `name` at `step`."""
     return any(record["step"] == step and name in record for record in read_metrics(folder))
+
+
+def _is_step(value):
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_STEP

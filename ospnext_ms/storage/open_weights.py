@@ -1,6 +1,6 @@
 """The one way to open weights in whatever form: a file, shards and index, a group of a training checkpoint, HiF8 codes.
 
-Headers are read, no tensor data.
+Headers are read, no tensor data, except to compare the files of a training checkpoint with their SHA-256.
 """
 
 import os
@@ -17,7 +17,12 @@ from ospnext_ms.storage.safetensors_io import (
     read_header,
     read_index,
 )
-from ospnext_ms.storage.training_checkpoint import JoinedTensor, is_group, read_group
+from ospnext_ms.storage.training_checkpoint import JoinedTensor, is_group, problems_of, read_group
+
+
+def open_headers(path: str | os.PathLike) -> Mapping[str, TensorValues]:
+    """As open_weights, of which only dtypes and shapes are wanted: nothing is compared with a SHA-256."""
+    return join_codes(path, read_headers(path))
 
 
 def open_weights(path: str | os.PathLike) -> Mapping[str, TensorValues]:
@@ -25,9 +30,11 @@ def open_weights(path: str | os.PathLike) -> Mapping[str, TensorValues]:
 
     Raises:
         FileNotFoundError: see read_headers.
-        ValueError: see there; or codes and scales that do not go together (listed).
+        ValueError: see there; a group of a training checkpoint whose files are not those that were written; codes and
+            scales that do not go together (listed).
     """
-    return join_codes(path, read_headers(path))
+    refuse_damaged(path)
+    return open_headers(path)
 
 
 def read_headers(path: str | os.PathLike) -> Mapping[str, StoredTensor | JoinedTensor]:
@@ -53,3 +60,15 @@ def read_headers(path: str | os.PathLike) -> Mapping[str, StoredTensor | JoinedT
         check_shard(path, shard, names, header)
         tensors.update(header)
     return tensors
+
+
+def refuse_damaged(path: str | os.PathLike):
+    """Compares the files of a group of a training checkpoint with the SHA-256 of its manifest; other weights have none.
+
+    Raises:
+        ValueError: naming the files that are not those that were written.
+    """
+    path = Path(path)
+    problems = problems_of(path.parent, group=path.name) if is_group(path) else []
+    if problems:
+        raise ValueError(f"the weights {path} are refused: " + "; ".join(problems))

@@ -163,7 +163,8 @@ def _parse_entry(entry: dict) -> Span:
     dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if dtype not in DTYPE_BYTES:
         raise ValueError(f"unknown dtype {dtype}")
-    if not all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop)):
+    numbers = (*shape, start, stop)
+    if not all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers):
         raise ValueError(f"bad shape {shape} or offsets {start}, {stop}")
     if stop - start != math.prod(shape) * DTYPE_BYTES[dtype]:
         raise ValueError(f"{stop - start} bytes for {dtype} {shape}")
@@ -197,7 +198,7 @@ def read_index(path: str | os.PathLike) -> dict[str, list[str]]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         refuse_pointer(path)
         raise ValueError(f"{path} is not an index of shards: it needs a 'weight_map'") from error
-    foreign = [shard for shard in shards if Path(shard).name != shard]
+    foreign = [shard for shard in shards if not isinstance(shard, str) or Path(shard).name != shard]
     if foreign:
         raise ValueError(f"{path} names shards outside its folder: {foreign[:5]}")
     missing = [shard for shard in shards if not (path.parent / shard).is_file()]

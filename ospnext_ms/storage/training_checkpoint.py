@@ -138,8 +138,8 @@ def read_manifest(path: str | os.PathLike) -> dict:
     return content
 
 
-def problems_of(path: str | os.PathLike, reader: int = 0, num_readers: int = 1) -> list[str]:
-    """What is wrong with a checkpoint, one line a file; none where it is intact.
+def problems_of(path: str | os.PathLike, reader: int = 0, num_readers: int = 1, group: str | None = None) -> list[str]:
+    """What is wrong with a checkpoint, or with one of its groups, one line a file; none where it is intact.
 
     Every file's size is compared, and the SHA-256 of every `num_readers`-th file from number `reader`, so that several
     processes can share the reading.
@@ -151,6 +151,8 @@ def problems_of(path: str | os.PathLike, reader: int = 0, num_readers: int = 1) 
         return [str(error)]
     problems = []
     for i, (name, expected) in enumerate(sorted(files.items())):
+        if group is not None and not name.startswith(f"{group}/"):
+            continue
         file = path / name
         if not file.is_file():
             problems.append(f"{file} is missing")

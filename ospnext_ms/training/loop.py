@@ -4,7 +4,6 @@ The pieces are elsewhere and know nothing of each other: inputs, step, clipper, 
 """
 
 import json
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -22,8 +21,7 @@ from ospnext_ms.reporting.metrics import has_figure
 from ospnext_ms.reporting.monitor import Monitor
 from ospnext_ms.reporting.progress import training_line
 from ospnext_ms.storage import fingerprint
-from ospnext_ms.storage.open_weights import read_headers
-from ospnext_ms.storage.training_checkpoint import is_group, problems_of
+from ospnext_ms.storage.open_weights import read_headers, refuse_damaged
 from ospnext_ms.training.fixed_set import FixedSet
 from ospnext_ms.training.inputs import StepInputs, open_source, samples_per_step
 from ospnext_ms.training.interruption import Interruption, leave
@@ -210,7 +208,8 @@ class Trainer:
         path = config.load_checkpoint
         tensors = None
         if not resumed and path is not None:
-            tensors = _open_weights(path)
+            refuse_damaged(path)
+            tensors = read_headers(path)
         if resumed:
             tensors, path = resumed.groups["parameters"], resumed.path
         # Equal on all processes, whatever part of the weights each will hold.
@@ -235,12 +234,3 @@ class Trainer:
                 print(f"{len(self.source.excluded)} samples are left out (train_dataset.exclude)", flush=True)
             if quantised := describe(config.model.dit, self.runtime):
                 print(quantised, flush=True)
-
-
-def _open_weights(path):
-    """Stored tensors of the weights to start from; those of a training checkpoint are compared with their SHA-256."""
-    if is_group(path):
-        problems = problems_of(Path(path).parent)
-        if problems:
-            raise ValueError(f"load_checkpoint {path} is refused: " + "; ".join(problems))
-    return read_headers(path)

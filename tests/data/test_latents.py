@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ospnext_ms.data.cache import EMPTY_TEXT, INDEX, Cache, clips_shard, text_shard
+from ospnext_ms.data.cache import EMPTY_TEXT, INDEX, Cache, clips_shard, text_shard, write_texts
 from ospnext_ms.data.latents import LatentDataset
 from tests.support.caches import make_cache
 
@@ -187,3 +187,36 @@ def test_caches_that_cannot_be_read(tmp_path):
     (tmp_path / INDEX).write_text('{"format": "another"}')
     with pytest.raises(ValueError, match="its format is 'another'"):
         LatentDataset(tmp_path, **SETTINGS)
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    ({"contents": "sound"}, "contents is 'sound'"), ({"contents": "videos"}, "video_root None"),
+    ({"fps": "8"}, "fps is '8'"), ({"fps": -1}, "fps is -1"), ({"buckets": [[32, 48]]}, "a bucket is not"),
+    ({"buckets": [[32, 48, 0]]}, "whole numbers above 0"), ({"text_len": 1.5}, "whole numbers above 0"),
+    ({"samples": [["a", 0, 3, [0]]]}, "no sample is .*bucket=3"), ({"samples": [["a", "0", 0, [0]]]}, "shard='0'"),
+    ({"samples": [["a", 0, 0, []]]}, r"texts=\(\)"), ({"samples": [["a", 0, 0, [None]]]}, "None"),
+    ({"samples": [[1, 0, 0, [0]]]}, "name=1"), ({"samples": [7]}, "unpack"), ({"sha256": [1]}, "sequence"),
+])
+def test_an_index_with_what_no_cache_has_is_named(tmp_path, change, expected):
+    make_cache(tmp_path)
+    index = json.loads((tmp_path / INDEX).read_text()) | change
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=rf"index\.json is not an index of a cache: .*{expected}"):
+        Cache(tmp_path)
+
+
+def test_texts_that_are_not_those_of_the_index_are_named(tmp_path):
+    make_cache(tmp_path)
+    without_hashes(tmp_path)
+    cache = Cache(tmp_path)
+    shard, sample = tmp_path / text_shard(0), cache.samples[0]
+    write_texts(shard, ["clip 0"], [np.zeros((1, 8), np.float32)])
+    with pytest.raises(ValueError, match=r"text-00000\.safetensors does not hold text 1 of 00000000-0"):
+        cache.text(sample, 1)
+    for shape in ((8,), (5, 8), (1, 7), (0, 8)):
+        write_texts(shard, ["clip 0"], [np.zeros(shape, np.float32)])
+        with pytest.raises(ValueError, match=r"text-00000\.safetensors holds an embedding .* promises \[1 to 4, 8\]"):
+            Cache(tmp_path).text(sample, 0)
+    write_texts(tmp_path / EMPTY_TEXT, [], [])
+    with pytest.raises(ValueError, match="holds 0 texts instead of the empty one"):
+        cache.empty_text()

@@ -146,6 +146,18 @@ def test_tokenizer_of_another_kind(tmp_path, options):
         Tokenizer(tmp_path, 8)
 
 
+@pytest.mark.parametrize(("name", "text"), [
+    ("tokenizer.json", "{"), ("tokenizer.json", "[]"), ("tokenizer_config.json", '{"eos_token": 7}'),
+    ("tokenizer_config.json", "{"), ("tokenizer_config.json", b"\xff"),
+])
+def test_a_damaged_tokenizer_is_named(tmp_path, name, text):
+    write_tokenizer(tmp_path)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match="the tokenizer in .* cannot be read: .+") as error:
+        Tokenizer(tmp_path, 8)
+    assert "\n" not in str(error.value)
+
+
 def test_invalid_arguments(folder):
     with pytest.raises(ValueError, match="text_len is 0"):
         Tokenizer(folder, 0)

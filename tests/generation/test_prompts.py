@@ -135,6 +135,14 @@ def test_noise_that_does_not_fit(configure, tmp_path, array, expected):
         load_starting_noise(configure(sampling={"starting_noise": str(path)}), 3)
 
 
+@pytest.mark.parametrize("header", ["{'descr': '<f4', 'shape': (", "{'descr': [", "{'descr': 7, 'shape': 3}", "(", ""])
+def test_noise_with_a_damaged_header(configure, tmp_path, header):
+    path, text = tmp_path / "noise.npy", header.encode() + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64))
+    with pytest.raises(ValueError, match=r"noise\.npy is not a \.npy file of numbers"):
+        load_starting_noise(configure(sampling={"starting_noise": str(path)}), 3)
+
+
 def test_noise_from_something_else(configure, tmp_path):
     path = tmp_path / "noise.npy"
     config = configure(sampling={"starting_noise": str(path)})

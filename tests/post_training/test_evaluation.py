@@ -50,3 +50,16 @@ def test_an_evaluation_without_any_reward_says_so_and_ends_nothing(tmp_path):
     assert told[0] == "no held-out video has a reward: it failed"
     assert (told[1]["eval/reward"], told[1]["eval/standard_error"]) == (None, None)
     assert told[2] == "iteration 0: held-out reward unknown"
+
+
+@pytest.mark.parametrize("text", [
+    "", "[]", "{}", '{"total": "x", "parts": {}}', '{"total": [1], "parts": 3}', "[" * 10**5,
+])
+def test_scores_of_the_beginning_that_cannot_be_read_are_said(tmp_path, text):
+    told = Told()
+    first = tmp_path / "evaluation" / "000000" / "scores.json"
+    first.parent.mkdir(parents=True)
+    first.write_text(text)
+    report(tmp_path, 2, [1.0, 2.0, 3.0, 4.0], {}, told)
+    assert told[0].startswith(f"{first} cannot be read, so nothing is compared with it: ")
+    assert (told[1]["eval/reward"], "eval/rise" in told[1]) == (2.5, False)

@@ -187,6 +187,14 @@ def test_a_cache_begun_before_a_setting_was_there_goes_on_with_its_default(quick
         prepare_data.prepare(configure(filters={"allow_hdr": False}))
 
 
+@pytest.mark.parametrize("text", [b"{", b"[]", b"\xff", b"[" * 10**5])
+def test_settings_that_cannot_be_read_are_named(quick, configure, tmp_path, text):
+    prepare_data.prepare(configure())
+    (tmp_path / "cache" / cache.SETTINGS).write_bytes(text)
+    with pytest.raises(ValueError, match=r"settings\.json, which says how the cache there was begun, cannot be read"):
+        prepare_data.prepare(configure())
+
+
 def test_other_weights_are_other_settings(quick, configure, model_files, tmp_path):
     prepare_data.prepare(configure())
     other = tmp_path / "vae.safetensors"

@@ -22,3 +22,12 @@ def test_rewards_are_drawn_without_what_was_not_measured(tmp_path):
     path = draw_rewards([{"step": 0, "eval/reward": 0.5, "eval/standard_error": 0.125}, *records], tmp_path)
     assert path.read_bytes()[:4] == b"\x89PNG"
     assert path.stat().st_size > 5000
+
+
+def test_what_is_no_number_is_not_drawn(tmp_path):
+    odd = [{"step": 3, name: value} for value in ("x", [1], {}, float("nan"), float("inf"), 10**400, None)
+           for name in ("loss", "eval_loss", "reward_mean", "eval/reward", "eval/standard_error", "kl")]
+    records = [{"step": step, "loss": 1.0, "eval/reward": 0.5, "eval/standard_error": -1.0} for step in (1, 2)]
+    assert draw_loss(records + odd, tmp_path).read_bytes()[:4] == b"\x89PNG"
+    assert draw_rewards(records + odd, tmp_path).read_bytes()[:4] == b"\x89PNG"
+    assert draw_loss(odd, tmp_path) is None

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from ospnext_ms.storage import checkpoint_store as checkpoint
 from ospnext_ms.storage import training_checkpoint as checkpoint_files
 from ospnext_ms.storage.checkpoint_store import CheckpointStore
-from ospnext_ms.storage.open_weights import read_headers
+from ospnext_ms.storage.open_weights import open_weights, read_headers
 from ospnext_ms.storage.training_checkpoint import Piece, open_checkpoint, problems_of
 from tools.conversion.source import open_source
 
@@ -54,6 +54,21 @@ def test_a_group_is_an_ordinary_checkpoint(tmp_path, limit):
     assert {name: tensor.shape for name, tensor in headers.items()} == {k: v.shape for k, v in tensors(2).items()}
     files = sorted(folder.glob("*.safetensors"))
     assert (len(files) > 1) == (limit == 200)
+
+
+def test_weights_of_a_group_are_those_that_were_written(tmp_path):
+    saved(tmp_path, 1)
+    folder = tmp_path / "step_00000001" / "ema"
+    for name, array in tensors(2).items():
+        np.testing.assert_array_equal(open_weights(folder)[name].numpy(), array)
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="the weights .*ema are refused: .*model.safetensors is damaged: its SHA-256"):
+        open_weights(folder)
+    # Damage to one group is none of another's.
+    assert open_weights(folder.with_name("parameters")).keys() == tensors(1).keys()
 
 
 @pytest.mark.framework

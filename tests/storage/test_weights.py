@@ -51,6 +51,17 @@ def test_round_trip(tmp_path, target, shard_bytes):
     assert_same(values(cell), expected)
 
 
+@pytest.mark.parametrize("shard", [7, None, [], "../model.safetensors", True])
+def test_an_index_of_what_are_no_files(tmp_path, shard):
+    save_weights(random_weights(), tmp_path / "model", max_shard_bytes=48)
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["weight"] = shard
+    index.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"index\.json (names shards outside its folder|is not an index of shards)"):
+        read_headers(index)
+
+
 def test_index_is_a_path_too(tmp_path):
     expected = random_weights()
     save_weights(expected, tmp_path / "model", max_shard_bytes=48)

@@ -6,5 +6,6 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "yaml_configs"
 FACTS = ROOT / "tests" / "facts"
 GOLDEN = ROOT / "tests" / "golden"
+CASES = ROOT / "tests" / "cases"
 TINY_WEIGHTS = ROOT / "tools" / "tiny_family" / "weights"
 TOKENIZER = TINY_WEIGHTS / "tokenizer"
