@@ -14,6 +14,7 @@ COMMANDS = {
     "prepare-data": ("ospnext_ms.commands.prepare_data", "make the cache of latents and texts that training reads"),
     "train": ("ospnext_ms.commands.train", "fine-tune a transformer on prepared videos"),
     "post-train": ("ospnext_ms.commands.post_train", "train adapters of a transformer on rewards"),
+    "vbench": ("ospnext_ms.commands.vbench", "evaluate by VBench: make its videos, score them, add the scores up"),
     "plan": ("ospnext_ms.commands.plan", "memory, operations and communication of a run, before it starts"),
     "doctor": ("ospnext_ms.commands.doctor", "show what this machine can run"),
 }

@@ -32,7 +32,7 @@ def draw_loss(records, folder, note=""):
     steps, loss = _series(records, "loss")
     if not steps:
         return None
-    figure = _figure(8, 4.5)
+    figure = new_figure(8, 4.5)
     axes = figure.add_subplot()
     axes.plot(steps, loss, linewidth=0.5, color="tab:gray", label="loss")
     width = max(1, int(len(loss) * SMOOTHED_SHARE)) | 1
@@ -45,7 +45,7 @@ def draw_loss(records, folder, note=""):
     axes.set(xlabel="step", ylabel="loss", title=note, yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    return _save(figure, Path(folder) / LOSS_CURVE)
+    return save_figure(figure, Path(folder) / LOSS_CURVE)
 
 
 def draw_rewards(records, folder, note=""):
@@ -57,7 +57,7 @@ def draw_rewards(records, folder, note=""):
         records: dicts with step and any of reward_mean, kl, clip_fraction, eval/reward, eval/standard_error.
         note: the title.
     """
-    figure = _figure(9, 7)
+    figure = new_figure(9, 7)
     reward, kl, clip = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 1))
     steps, means = _series(records, "reward_mean")
     reward.plot(steps, means, color="tab:gray", linewidth=1, label="training prompts, SDE window")
@@ -74,10 +74,11 @@ def draw_rewards(records, folder, note=""):
     clip.set(xlabel="iteration")
     for axes in (reward, kl, clip):
         axes.grid(alpha=0.3)
-    return _save(figure, Path(folder) / REWARD_CURVE)
+    return save_figure(figure, Path(folder) / REWARD_CURVE)
 
 
-def _figure(width, height):
+def new_figure(width, height):
+    """An empty figure of so many inches."""
     # Matplotlib takes a second to import; without pyplot, as no window is wanted.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -87,7 +88,8 @@ def _figure(width, height):
     return figure
 
 
-def _save(figure, path):
+def save_figure(figure, path):
+    """Writes a figure as PNG, whatever the suffix; returns `path`."""
     figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

@@ -1,0 +1,1 @@
+"""What videos are worth by benchmarks that others use too."""
