@@ -18,8 +18,8 @@ from tests.support.paths import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Where the name that is imported is not the name of the package.
 IMPORTED_AS = {"opencv-python-headless": "cv2", "pyyaml": "yaml"}
-# Imported by adapters of rewards, which bring what they need.
-OPTIONAL = {"torch"}
+# Imported in environments of their own: by adapters of rewards, and by what runs upstream's VBench.
+OPTIONAL = {"torch", "vbench"}
 
 
 def pins_of(file):

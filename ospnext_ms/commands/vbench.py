@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ospnext_ms.evaluation.vbench.dimensions import DIMENSIONS
 from ospnext_ms.evaluation.vbench.report import as_json, table, write_report
-from ospnext_ms.evaluation.vbench.results import merge, read_results, write_archive
+from ospnext_ms.evaluation.vbench.results import few_videos, merge, read_results, write_archive
 from ospnext_ms.evaluation.vbench.score import score
 from ospnext_ms.evaluation.vbench.total import add_up
 
@@ -23,11 +23,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         add(actions.add_parser(name, help=text, description=text))
 
 
-def _add_dimensions(parser):
+def _add_dimensions(parser: ArgumentParser) -> None:
     parser.add_argument("--dimensions", nargs="+", metavar="NAME", help=f"some of {', '.join(DIMENSIONS)}")
 
 
-def _add_score(parser):
+def _add_score(parser: ArgumentParser) -> None:
     parser.add_argument("--videos", required=True, metavar="DIR", help="folder of PROMPT-INDEX.mp4 and nothing else")
     parser.add_argument("--python", required=True, metavar="INTERPRETER",
                         help="Python of an environment with upstream's package (scripts/vbench.sh makes one)")
@@ -41,7 +41,7 @@ def _add_score(parser):
                         help="score nothing: say what each dimension lacks, videos and weights")
 
 
-def _add_total(parser):
+def _add_total(parser: ArgumentParser) -> None:
     parser.add_argument("--results", required=True, metavar="DIR|FILE",
                         help="folder of upstream's result files, one of them, a table {dimension: score}, or a zip")
     parser.add_argument("--unit", choices=("percent", "fraction"), help="of the scores, where they leave it open")
@@ -55,7 +55,7 @@ def run(arguments: Namespace) -> int:
     return {"score": _score, "total": _total}[arguments.action](arguments)
 
 
-def _score(arguments):
+def _score(arguments: Namespace) -> int:
     with _ending_at_signals():
         failed = score(arguments.videos, arguments.python, arguments.output, suite=arguments.suite,
                        dimensions=arguments.dimensions, device=arguments.device, partial=arguments.partial,
@@ -63,10 +63,12 @@ def _score(arguments):
     return 1 if failed else 0
 
 
-def _total(arguments):
+def _total(arguments: Namespace) -> int:
     files = read_results(arguments.results, arguments.unit)
     total = add_up(merge(files))
     print(json.dumps(as_json(total), indent=2) if arguments.json else table(total))
+    for line in few_videos(files):
+        print(f"not comparable: {line}", file=sys.stderr)
     paths = write_report(total, Path(arguments.output))
     if arguments.zip:
         paths.append(write_archive(arguments.zip, files))
@@ -78,7 +80,7 @@ def _total(arguments):
 @contextlib.contextmanager
 def _ending_at_signals() -> Iterator[None]:
     """SIGTERM and Ctrl-C end the block, and upstream's process with it, with a line and exit status 143 or 130."""
-    def end(number, frame):
+    def end(number: int, frame: object) -> None:
         print(f"{signal.Signals(number).name}: ended; the same command goes on with the dimensions not scored",
               file=sys.stderr, flush=True)
         raise SystemExit(128 + number)

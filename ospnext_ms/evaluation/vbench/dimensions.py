@@ -8,16 +8,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 Group = Literal["quality", "semantic"]
+# Videos of a prompt that upstream looks for.
+SAMPLES = 5
 # The total is (4 quality + semantic) / 5.
 GROUP_WEIGHTS: dict[Group, float] = {"quality": 4.0, "semantic": 1.0}
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """A raw score from `low` to `high` counts as 0 to 1, with `weight` in the mean of its group."""
+    """A raw score from `low` to `high` counts as 0 to 1, with `weight` in the mean of its group.
+
+    The official suite has `prompts` for it, of 5 videos each.
+    """
 
     name: str
     group: Group
+    prompts: int
     low: float = 0.0
     high: float = 1.0
     weight: float = 1.0
@@ -33,22 +39,22 @@ class Dimension:
 
 
 DIMENSIONS = {dimension.name: dimension for dimension in (
-    Dimension("subject_consistency", "quality", low=0.1462),
-    Dimension("background_consistency", "quality", low=0.2615),
-    Dimension("temporal_flickering", "quality", low=0.6293),
-    Dimension("motion_smoothness", "quality", low=0.706, high=0.9975),
-    Dimension("dynamic_degree", "quality", weight=0.5),
-    Dimension("aesthetic_quality", "quality"),
-    Dimension("imaging_quality", "quality"),
-    Dimension("object_class", "semantic"),
-    Dimension("multiple_objects", "semantic"),
-    Dimension("human_action", "semantic"),
-    Dimension("color", "semantic"),
-    Dimension("spatial_relationship", "semantic"),
-    Dimension("scene", "semantic", high=0.8222),
-    Dimension("appearance_style", "semantic", low=0.0009, high=0.2855),
-    Dimension("temporal_style", "semantic", high=0.364),
-    Dimension("overall_consistency", "semantic", high=0.364),
+    Dimension("subject_consistency", "quality", 72, low=0.1462),
+    Dimension("background_consistency", "quality", 86, low=0.2615),
+    Dimension("temporal_flickering", "quality", 75, low=0.6293),
+    Dimension("motion_smoothness", "quality", 72, low=0.706, high=0.9975),
+    Dimension("dynamic_degree", "quality", 72, weight=0.5),
+    Dimension("aesthetic_quality", "quality", 93),
+    Dimension("imaging_quality", "quality", 93),
+    Dimension("object_class", "semantic", 79),
+    Dimension("multiple_objects", "semantic", 82),
+    Dimension("human_action", "semantic", 100),
+    Dimension("color", "semantic", 85),
+    Dimension("spatial_relationship", "semantic", 84),
+    Dimension("scene", "semantic", 86, high=0.8222),
+    Dimension("appearance_style", "semantic", 90, low=0.0009, high=0.2855),
+    Dimension("temporal_style", "semantic", 100, high=0.364),
+    Dimension("overall_consistency", "semantic", 93, high=0.364),
 )}
 
 

@@ -7,12 +7,12 @@ it. A table by hand, {dimension: score}, is read too, its texts as notes.
 import json
 import math
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ospnext_ms.evaluation.vbench.dimensions import DIMENSIONS
+from ospnext_ms.evaluation.vbench.dimensions import DIMENSIONS, SAMPLES
 from ospnext_ms.storage.files import atomic_path
 from ospnext_ms.storage.strict_json import parse
 
@@ -65,6 +65,16 @@ def merge(files: Iterable[ResultFile]) -> dict[str, float]:
     return scores
 
 
+def few_videos(files: Iterable[ResultFile]) -> list[str]:
+    """A line for every dimension that was scored on fewer videos than the official suite has for it.
+
+    Of colour upstream counts only videos in which it has found the object.
+    """
+    counts = {name: count for file in files for name, count in (file.videos or {}).items()}
+    return [f"{DIMENSIONS[name].title}: {count} of {SAMPLES * DIMENSIONS[name].prompts} videos"
+            for name, count in counts.items() if name != "color" and count < SAMPLES * DIMENSIONS[name].prompts]
+
+
 def write_archive(path: str | Path, files: Iterable[ResultFile]) -> Path:
     """Packs result files as the leaderboard takes them: upstream's own files as they are, at the top of a zip.
 
@@ -82,26 +92,26 @@ def write_archive(path: str | Path, files: Iterable[ResultFile]) -> Path:
     return path
 
 
-def _files(folder):
+def _files(folder: Path) -> list[tuple[str, str]]:
     paths = sorted({*folder.glob(f"*{RESULTS_SUFFIX}"), *folder.glob(f"*/*{RESULTS_SUFFIX}")})
     return [(str(path.relative_to(folder)), _text(path.read_bytes(), path)) for path in paths]
 
 
-def _members(archive_path):
+def _members(archive_path: Path) -> list[tuple[str, str]]:
     with zipfile.ZipFile(archive_path) as archive:
         names = sorted(name for name in archive.namelist()
                        if name.endswith(RESULTS_SUFFIX) and not Path(name).name.startswith("."))
         return [(name, _text(archive.read(name), f"{archive_path}: {name}")) for name in names]
 
 
-def _text(data, name):
+def _text(data: bytes, name: object) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8 text: {error}") from error
 
 
-def _read(name, text, unit):
+def _read(name: str, text: str, unit: Unit | None) -> ResultFile:
     try:
         content = parse(text)
     except ValueError as error:
@@ -129,7 +139,7 @@ def _read(name, text, unit):
     return ResultFile(name, text, {key: value * factor for key, value in raw.items()}, videos or None, unit)
 
 
-def _unit(name, raw):
+def _unit(name: str, raw: Mapping[str, float]) -> Unit:
     above = [key for key, value in raw.items() if value > 1]
     below = [key for key, value in raw.items() if 0 < value <= 1]
     if above and below:

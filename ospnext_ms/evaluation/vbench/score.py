@@ -56,7 +56,7 @@ def examine(python: str) -> Environment:
     return Environment(found, Path(facts["suite"]), facts["torch"], facts["cuda"], facts["detectron2"])
 
 
-def _say(line):
+def _say(line: str) -> None:
     print(line, flush=True)
 
 
@@ -96,7 +96,8 @@ def score(videos: str | Path, python: str, output: str | Path, *, suite: str | P
     return failed
 
 
-def _check_one(other, name, entries, present, failed, say):
+def _check_one(other: Environment, name: str, entries: list[Entry], present: Mapping[str, Path], failed: list[str],
+               say: Callable[[str], None]) -> None:
     """Says what a dimension lacks; adds it to `failed` if it cannot be scored as it is."""
     wanted = videos_looked_up(entries, name, _suffix(present))
     there = sum(video in present for video in wanted)
@@ -116,14 +117,15 @@ class _Run:
     output: Path
     device: str
 
-    def result(self, name):
+    def result(self, name: str) -> Path:
         return self.output / f"{name}{RESULTS_SUFFIX}"
 
-    def record(self, name):
+    def record(self, name: str) -> Path:
         return self.output / "records" / f"{name}.json"
 
 
-def _score_one(run, name, entries: list[Entry], present: dict[str, Path], partial, overwrite, failed) -> str:
+def _score_one(run: _Run, name: str, entries: list[Entry], present: Mapping[str, Path], partial: bool,
+               overwrite: bool, failed: list[str]) -> str:
     wanted = videos_looked_up(entries, name, _suffix(present))
     there = [video for video in wanted if video in present]
     if not there or (len(there) < len(wanted) and not partial):
@@ -150,7 +152,7 @@ def _score_one(run, name, entries: list[Entry], present: dict[str, Path], partia
     return f"{_read_score(run.result(name), name):.4f}, {len(there)} videos{share}, {seconds:.0f} s"
 
 
-def _state(run, name, made_of):
+def _state(run: _Run, name: str, made_of: Mapping) -> str:
     """none (to be scored), same (scored, of the same), changed, or unknown (a result that this did not write)."""
     if not run.result(name).is_file():
         return "none"
@@ -160,7 +162,7 @@ def _state(run, name, made_of):
     return "same" if all(record.get(key) == value for key, value in made_of.items()) else "changed"
 
 
-def _run_upstream(run, name) -> str | None:
+def _run_upstream(run: _Run, name: str) -> str | None:
     """Has one dimension scored; what went wrong, or None once its result files are in place."""
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=run.output) as folder, \
             open(run.output / f"{name}.log", "w", encoding="utf-8") as log:
@@ -183,14 +185,14 @@ def _run_upstream(run, name) -> str | None:
     return None
 
 
-def _read_score(path, name):
+def _read_score(path: Path, name: str) -> float:
     [file] = read_results(path, "fraction")
     if name not in file.scores:
         raise ValueError(f"{path} has no score of {name}")
     return file.scores[name]
 
 
-def _list_videos(folder) -> dict[str, Path]:
+def _list_videos(folder: Path) -> dict[str, Path]:
     """{file name: path}; ValueError where the folder holds what upstream would trip over."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of videos {folder} (current folder {Path.cwd()})")
@@ -210,11 +212,11 @@ def _suffix(present: Mapping[str, Path]) -> str:
     return next(iter(present.values())).suffix
 
 
-def _write_json(path, content):
+def _write_json(path: Path, content: object) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def _last_line(text):
+def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ospnext_ms.evaluation.vbench.dimensions import DIMENSIONS, check_names
+from ospnext_ms.evaluation.vbench.dimensions import DIMENSIONS, SAMPLES, check_names
 from ospnext_ms.storage.strict_json import parse
 
-SAMPLES = 5
 # Only still videos count there: upstream's static filter picks 5 of these.
 FLICKERING, FLICKERING_SAMPLES = "temporal_flickering", 25
 MAX_NAME_BYTES = 255
@@ -59,7 +58,7 @@ def read_suite(path: str | Path) -> list[Entry]:
     return [_entry(path, number, item) for number, item in enumerate(content, 1)]
 
 
-def _entry(path, number, item):
+def _entry(path: str | Path, number: int, item: object) -> Entry:
     prompt = item.get("prompt_en") if isinstance(item, dict) else None
     names = item.get("dimension") if isinstance(item, dict) else None
     if not isinstance(prompt, str) or not prompt.strip() or not isinstance(names, list) or not names:
@@ -107,7 +106,7 @@ def pair_prompts(entries: Sequence[Entry], augmented: str | Path, short: str | P
 
 def unlike_pairs(pairs: dict[str, str]) -> list[str]:
     """Short prompts none of whose longer words is in what they are paired with: many hint at another order of lines."""
-    def words(text):
+    def words(text: str) -> set[str]:
         return {word[:4] for word in re.findall(r"[a-z]{4,}", text.lower())}
 
     return [short for short, text in pairs.items() if words(short) and not words(short) & words(text)]
@@ -148,7 +147,7 @@ def videos_looked_up(entries: Sequence[Entry], dimension: str, suffix: str = ".m
                               if dimension in entry.dimensions for sample in range(SAMPLES)))
 
 
-def _lines(path, what):
+def _lines(path: str | Path, what: str) -> list[str]:
     lines = [line.removesuffix("\r") for line in _read_text(path, what).split("\n")]
     if lines and not lines[-1].strip():
         lines.pop()
@@ -158,7 +157,7 @@ def _lines(path, what):
     return lines
 
 
-def _read_text(path, what):
+def _read_text(path: str | Path, what: str) -> str:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file of the {what} {path} (current folder {Path.cwd()})")

@@ -31,12 +31,12 @@ def add_up(scores: Mapping[str, float]) -> Total:
         raise ValueError(f"no score for {', '.join(missing)}; the total needs all {len(DIMENSIONS)} dimensions: score "
                          "the missing ones (vbench score --dimensions ...), or add their result files")
     normalised = {name: dimension.normalise(scores[name]) for name, dimension in DIMENSIONS.items()}
-    groups = {group: _mean(normalised, group) for group in GROUP_WEIGHTS}
-    total = sum(GROUP_WEIGHTS[group] * score for group, score in groups.items()) / sum(GROUP_WEIGHTS.values())
-    return Total({name: float(scores[name]) for name in DIMENSIONS}, normalised, groups["quality"], groups["semantic"],
-                 total)
+    quality, semantic = _mean(normalised, "quality"), _mean(normalised, "semantic")
+    weights = GROUP_WEIGHTS["quality"], GROUP_WEIGHTS["semantic"]
+    total = (weights[0] * quality + weights[1] * semantic) / sum(weights)
+    return Total({name: float(scores[name]) for name in DIMENSIONS}, normalised, quality, semantic, total)
 
 
-def _mean(normalised, group):
+def _mean(normalised: Mapping[str, float], group: str) -> float:
     members = [dimension for dimension in DIMENSIONS.values() if dimension.group == group]
     return sum(d.weight * normalised[d.name] for d in members) / sum(d.weight for d in members)

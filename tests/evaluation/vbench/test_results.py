@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from ospnext_ms.evaluation.vbench.results import merge, read_results, write_archive
+from ospnext_ms.evaluation.vbench.results import few_videos, merge, read_results, write_archive
 
 
 def write(path, content):
@@ -74,6 +74,13 @@ def test_two_files_that_disagree(tmp_path):
     write(tmp_path / "b_eval_results.json", {"scene": upstreams(0.5)})
     with pytest.raises(ValueError, match="a_eval_results.json and b_eval_results.json hold different scores of scene"):
         merge(read_results(tmp_path))
+
+
+def test_scores_of_few_videos_are_told(tmp_path):
+    write(tmp_path / "a_eval_results.json", {"scene": upstreams(0.25, 430), "color": upstreams(0.5, 3),
+                                             "human_action": upstreams(0.5, 499)})
+    assert few_videos(read_results(tmp_path)) == ["human action: 499 of 500 videos"]
+    assert few_videos(read_results(write(tmp_path / "table.json", {"scene": 0.5}))) == []
 
 
 def test_the_archive_of_the_leaderboard(tmp_path):
