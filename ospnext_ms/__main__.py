@@ -19,7 +19,7 @@ COMMANDS = {
     "doctor": ("ospnext_ms.commands.doctor", "show what this machine can run"),
 }
 
-# They finish what they do when a signal comes (see training/interruption.py).
+# They finish what they do when a signal comes (see parallel/interruption.py).
 ANSWER_SIGNALS = frozenset({"train", "post-train"})
 
 # What the user can mend; of memory, NumPy says how much was asked for.

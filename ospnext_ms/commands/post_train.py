@@ -5,8 +5,8 @@ from argparse import ArgumentParser, Namespace
 from ospnext_ms.commands.options import add_config_options
 from ospnext_ms.config.post_train import PostTrainConfig
 from ospnext_ms.config.reader import load_config
+from ospnext_ms.parallel.interruption import Interruption
 from ospnext_ms.post_training.run import post_train
-from ospnext_ms.training.interruption import Interruption
 
 
 def add_arguments(parser: ArgumentParser) -> None:

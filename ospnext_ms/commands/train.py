@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from ospnext_ms.commands.options import add_config_options
 from ospnext_ms.config.reader import load_config
 from ospnext_ms.config.train import TrainConfig
-from ospnext_ms.training.interruption import Interruption
+from ospnext_ms.parallel.interruption import Interruption
 from ospnext_ms.training.run import train
 
 

@@ -15,6 +15,7 @@ from ospnext_ms.diffusion.windows import window_start
 from ospnext_ms.generation.coders import FrameDecoder, TextEncoder
 from ospnext_ms.generation.prompts import read_prompts
 from ospnext_ms.parallel.agreement import Highest
+from ospnext_ms.parallel.interruption import Interruption
 from ospnext_ms.post_training.advantages import Lessons, group_advantages
 from ospnext_ms.post_training.evaluation import Evaluation
 from ospnext_ms.post_training.figures import update_figures
@@ -40,9 +41,8 @@ from ospnext_ms.reporting.progress import iteration_line
 from ospnext_ms.runtime import release_memory
 from ospnext_ms.storage import fingerprint
 from ospnext_ms.storage.peft_format import write_adapter
-from ospnext_ms.training.interruption import Interruption, leave
 from ospnext_ms.training.learner import Learner
-from ospnext_ms.training.resume import open_run, run_state
+from ospnext_ms.training.resume import leave, open_run, run_state
 
 
 class PolicyTrainer:

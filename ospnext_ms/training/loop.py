@@ -13,6 +13,7 @@ from ospnext_ms.config.train import MAY_CHANGE
 from ospnext_ms.data.cache import Cache
 from ospnext_ms.models.flops import forward_flops, model_flops_utilisation
 from ospnext_ms.parallel.agreement import Highest
+from ospnext_ms.parallel.interruption import Interruption
 from ospnext_ms.parallel.messages import GatherTexts
 from ospnext_ms.quant.recipe import describe
 from ospnext_ms.reporting.clock import StepClock
@@ -24,10 +25,9 @@ from ospnext_ms.storage import fingerprint
 from ospnext_ms.storage.open_weights import read_headers, refuse_damaged
 from ospnext_ms.training.fixed_set import FixedSet
 from ospnext_ms.training.inputs import StepInputs, open_source, samples_per_step
-from ospnext_ms.training.interruption import Interruption, leave
 from ospnext_ms.training.learner import Learner
 from ospnext_ms.training.loss import VelocityLoss
-from ospnext_ms.training.resume import open_run, run_state
+from ospnext_ms.training.resume import leave, open_run, run_state
 
 # So many samples of a process are named where something is not finite.
 _NAMED = 20

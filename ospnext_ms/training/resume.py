@@ -1,20 +1,22 @@
-"""Opens the checkpoints of a run, and refuses to go on from one with settings under which it would mean something else.
+"""Opens the checkpoints of a run, refuses to go on from one with settings under which it would mean something else, and
+leaves a run that a signal ends so that it can be gone on with.
 
 What a configuration does not say by itself (the contents of the files it names, the samples of a step over all
 processes) is its identity, a dict beside it. It is kept in the checkpoint as the configuration is.
 """
 
 import dataclasses
-import json
-import re
+import signal
 from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor
 
+from ospnext_ms.config.differences import differences
 from ospnext_ms.config.reader import read_section
 from ospnext_ms.kernels.collectives import AllGather
 from ospnext_ms.parallel.agreement import check_agreement
+from ospnext_ms.parallel.interruption import exit_status
 from ospnext_ms.storage.checkpoint_store import CheckpointStore
 from ospnext_ms.storage.run_lock import RunLock
 
@@ -65,8 +67,7 @@ def check_same_run(checkpoint, config, identity, may_change):
     """Compares a run with the one that saved a checkpoint; defaults stand for keys that were not there yet.
 
     Args:
-        may_change: keys ("a.b", whole sections or single ones; those of list members without index) that need not be
-            equal.
+        may_change: see config.differences.
 
     Raises:
         ValueError: naming every other key that differs.
@@ -74,8 +75,7 @@ def check_same_run(checkpoint, config, identity, may_change):
     saved = dataclasses.asdict(read_section(type(config), checkpoint.state["configuration"]))
     # A checkpoint of a version that kept no identity is taken at its configuration's word.
     saved_identity = checkpoint.state.get("identity", identity)
-    lines = [f"{key}: {_show(then)} then, {_show(now)} now" for key, then, now in
-             _differences(saved | saved_identity, dataclasses.asdict(config) | identity, may_change)]
+    lines = differences(saved | saved_identity, dataclasses.asdict(config) | identity, may_change)
     if lines:
         raise ValueError(f"{checkpoint.path} was saved by a run with other settings:\n" + "\n".join(lines)
                          + "\nSet them back to resume it. To start anew give another output_dir; with load_checkpoint "
@@ -83,24 +83,24 @@ def check_same_run(checkpoint, config, identity, may_change):
                          f"{checkpoint.path}/parameters or the adapters of a finished run")
 
 
-def _differences(then, now, may_change, path=""):
-    if re.sub(r"\[\d+\]", "", path) in may_change:
-        return
-    if isinstance(then, dict) and isinstance(now, dict):
-        members = [(f"{path}.{key}" if path else key, then.get(key, _ABSENT), now.get(key, _ABSENT))
-                   for key in then | now]
-    elif isinstance(then, tuple) and isinstance(now, tuple) and len(then) == len(now):
-        members = [(f"{path}[{i}]", *pair) for i, pair in enumerate(zip(then, now, strict=True))]
-    else:
-        if then != now:
-            yield path, then, now
-        return
-    for name, *values in members:
-        yield from _differences(*values, may_change, name)
+def leave(number, done, store, highest, monitor, close=lambda: None):
+    """Ends every process as a signal asks for, when the checkpoint of every process is complete.
 
+    Args:
+        number: of the signal. done: words for what was finished last ("step 3"). store: CheckpointStore.
+        highest: agreement.Highest of all processes. monitor: Monitor, None on processes that do not report.
+        close: called before the processes wait for each other a last time.
 
-def _show(value):
-    return value if value is _ABSENT else json.dumps(value, ensure_ascii=False)
-
-
-_ABSENT = "not given"
+    Raises:
+        SystemExit: always.
+    """
+    store.wait()
+    highest(0)
+    if monitor:
+        monitor.close()
+        print(f"{signal.Signals(number).name}: {done} is done and saved in {store.folder}; the same command goes on "
+              "from there", flush=True)
+    close()
+    # No process ends before the others are ready to: msrun would kill them.
+    highest(0)
+    raise SystemExit(exit_status(number))

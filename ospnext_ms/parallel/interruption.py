@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT (pre-emption, Ctrl-C): the step is finished and saved before the process ends.
+"""SIGTERM and SIGINT (pre-emption, Ctrl-C): what is being done is finished before the process ends.
 
 The signals are blocked and waited for by a thread of their own. A handler would not do: Python calls it between two
 lines of the main thread only, and MindSpore puts one of its own in its place while a graph runs.
@@ -19,12 +19,16 @@ class Interruption:
     To be entered by the main thread with the signals blocked since before a library started threads (see __main__.py):
     they inherit what is blocked.
 
+    Args:
+        promise: what is done after the first signal, as it is told.
+
     Attributes:
         asked: number of the signal that asks for an end, 0 for none.
     """
 
-    def __init__(self):
+    def __init__(self, promise="the step is finished and saved"):
         self.asked = 0
+        self._promise = promise
         self._is_obeyed = False
         self._left = threading.Event()
 
@@ -44,7 +48,7 @@ class Interruption:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def begin(self):
-        """From now on a step is finished and saved; before, there is nothing to save and a signal ends the process."""
+        """From now on steps are finished; before, there is nothing to finish and a signal ends the process."""
         self._is_obeyed = True
 
     def _wait(self):
@@ -61,33 +65,10 @@ class Interruption:
             sys.stdout.flush()
             os._exit(exit_status(number))
         self.asked = int(number)
-        print(f"{name}: the step is finished and saved, then the run ends; a second signal ends it at once",
-              file=sys.stderr, flush=True)
+        print(f"{name}: {self._promise}, then the run ends; a second signal ends it at once", file=sys.stderr,
+              flush=True)
 
 
 def exit_status(number):
     """Of a process that ended because of a signal."""
     return 128 + number
-
-
-def leave(number, done, store, highest, monitor, close=lambda: None):
-    """Ends every process as a signal asks for, when the checkpoint of every process is complete.
-
-    Args:
-        number: of the signal. done: words for what was finished last ("step 3"). store: CheckpointStore.
-        highest: agreement.Highest of all processes. monitor: Monitor, None on processes that do not report.
-        close: called before the processes wait for each other a last time.
-
-    Raises:
-        SystemExit: always.
-    """
-    store.wait()
-    highest(0)
-    if monitor:
-        monitor.close()
-        print(f"{signal.Signals(number).name}: {done} is done and saved in {store.folder}; the same command goes on "
-              "from there", flush=True)
-    close()
-    # No process ends before the others are ready to: msrun would kill them.
-    highest(0)
-    raise SystemExit(exit_status(number))

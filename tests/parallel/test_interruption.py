@@ -14,7 +14,7 @@ WORK = """
 import signal, sys, time
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 import numpy
-from ospnext_ms.training.interruption import Interruption, exit_status
+from ospnext_ms.parallel.interruption import Interruption, exit_status
 with Interruption() as interruption:
     print("up", flush=True)
     if sys.argv[1] == "early":
@@ -70,7 +70,7 @@ def test_before_the_first_step_there_is_nothing_to_save():
 
 
 def test_what_was_before_is_there_again():
-    code = ("import signal\nfrom ospnext_ms.training.interruption import Interruption\n"
+    code = ("import signal\nfrom ospnext_ms.parallel.interruption import Interruption\n"
             "with Interruption(): pass\n"
             "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
             "assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])")
