@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 prepare_environment requirements.txt
-exec "$PYTHON" -m ospnext_ms generate --config yaml_configs/generate/tiny.yaml "$@"
+exec "$PYTHON" -m ospnext_ms generate --config yaml_configs/generate/tiny.yaml --overwrite "$@"

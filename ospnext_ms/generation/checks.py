@@ -23,7 +23,7 @@ def check_files(config):
     if not Path(model.text_encoder.tokenizer).is_dir():
         raise FileNotFoundError(f"model.text_encoder.tokenizer: no folder {model.text_encoder.tokenizer} "
                                 f"(current folder {Path.cwd()})")
-    _check_output_folder(Path(config.output_dir))
+    check_output_folder(Path(config.output_dir))
 
 
 def check_adapter(config):
@@ -39,7 +39,8 @@ def check_adapter(config):
             raise type(error)(f"adapter: {error}") from error
 
 
-def _check_output_folder(folder):
+def check_output_folder(folder):
+    """ValueError where a folder cannot be written to, or is no folder."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ValueError(f"output_dir is {folder}, but {existing} is a file")

@@ -1,126 +1,166 @@
-"""Videos from prompts, and beside each of them what is needed to make it again."""
+"""Videos from prompts or from a list of jobs, and beside each of them what is needed to make it again.
+
+What is complete in the folder stays and is not made again, so that a run may be stopped and shared at will.
+"""
 
 import dataclasses
-import json
 import platform
+import signal
+import sys
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
 import ospnext_ms
-from ospnext_ms.data.pictures import contact_sheet, evenly_spaced, thumbnail, write_png
-from ospnext_ms.data.video import write_grid
-from ospnext_ms.generation.checks import check_adapter, check_files
+from ospnext_ms.generation.checks import check_adapter, check_files, check_output_folder
+from ospnext_ms.generation.folder import refusal
+from ospnext_ms.generation.identity import Identity, contents_of
+from ospnext_ms.generation.jobs import batches_of
 from ospnext_ms.generation.noise import load_starting_noise
-from ospnext_ms.generation.prompts import list_videos
+from ospnext_ms.generation.overviews import write_overviews
+from ospnext_ms.generation.prompts import list_jobs, output_folder
 from ospnext_ms.parallel.degrees import check_generation, world_size
-from ospnext_ms.storage.files import atomic_path
-from ospnext_ms.storage.fingerprint import of_whole_file
-
-SHEET_COLUMNS = 8
-# More rows or cells than these nobody can look at; of longer runs the first ones are shown.
-MAX_SHEET_ROWS = 64
-MAX_GRID_CELLS = 16
+from ospnext_ms.parallel.interruption import exit_status
+from ospnext_ms.storage.run_lock import RunLock
 
 
-def generate(config):
-    """Makes the videos of a GenerateConfig; returns the paths of all files that this process has written.
+def generate(config, *, index=None, **options):
+    """Makes the videos of a GenerateConfig that are not there yet; returns as make_videos does, with its options.
 
-    Everything that can be known beforehand is checked first, what needs no MindSpore before MindSpore is loaded. Under
-    msrun all processes call it; the leader of each video writes it, process 0 the overviews.
+    Args:
+        index: makes the video of this index alone, whether it is there or not.
 
     Raises:
-        FileNotFoundError, ValueError: something the configuration names is not there or does not fit; nothing has
-            been written then.
-        FloatingPointError: the network returned values that are not finite.
+        As make_videos; FileNotFoundError, ValueError too for prompts that are not there or no prompts (see list_jobs).
     """
     check_generation(config.parallel_config, config.model.dit, world_size())
-    requests = list_videos(config)
-    noise = load_starting_noise(config, len(requests))
+    jobs, repeated = list_jobs(config)
+    again = None
+    if index is not None:
+        again = {job.name for job in jobs if job.index == index}
+        if not again:
+            raise ValueError(f"no video has the index {index}; there are {min(job.index for job in jobs)} to "
+                             f"{max(job.index for job in jobs)}")
+    if repeated:
+        print(f"{repeated} lines of {config.prompts.prompt_file} repeat earlier ones; their videos are made once",
+              file=sys.stderr)
+    return make_videos(config, jobs, output_folder(config), again=again, **options)
+
+
+def make_videos(config, jobs, folder, *, part=(0, 1), again=None, overwrite=False, interruption=None):
+    """Makes those videos of a list that are not complete in a folder; returns the paths of all files it has written.
+
+    Everything that can be known beforehand is checked first, what needs no MindSpore before MindSpore is loaded. Under
+    msrun all processes call it; the leader of each video writes it. Who makes the list complete writes the overviews.
+
+    Args:
+        config: GenerateConfig, whose prompts and naming are not looked at. jobs: list of generation.jobs.Job, of
+            different names. folder: generation.folder.Folder.
+        part: (i, n), this run makes the batches i, i + n, ... of the list; others make the rest, meanwhile or later.
+        again: names of the jobs to make, whether complete or not; None for all those that are not.
+        overwrite: make those again, too, that were made with other settings, instead of refusing the folder.
+        interruption: parallel.interruption.Interruption, None where signals are somebody else's.
+
+    Raises:
+        FileNotFoundError, ValueError: something the configuration names is not there or does not fit; the folder is in
+            use, or holds videos made otherwise. Nothing has been written then.
+        FloatingPointError: a network returned values that are not finite.
+        SystemExit: a signal asked for an end; what is complete stays.
+    """
+    check_generation(config.parallel_config, config.model.dit, world_size())
+    noise = load_starting_noise(config, len(jobs))
     check_files(config)
+    for path in (folder.videos, folder.records):
+        check_output_folder(path)
     check_adapter(config)
 
     from ospnext_ms.generation.team import join
-    from ospnext_ms.generation.text_to_video import TextToVideo
+    from ospnext_ms.generation.text_to_video import Interrupted, TextToVideo
+    from ospnext_ms.parallel.agreement import Highest, decided_by_first
     from ospnext_ms.runtime import start
 
     runtime = start(config.context)
     team = join(config.parallel_config)
-    _check_agreement(config, requests, team.mesh)
-    paths, rows = [], {}
-    pipeline = TextToVideo(config, runtime, [request.prompt for request in requests], noise, team)
-    for video in pipeline.videos():
-        request = requests[video.index]
-        path = Path(config.output_dir) / f"{request.stem}.mp4"
-        video.write_to(path, config.video.fps, config.video.crf)
-        paths += [path, _write_record(path.with_suffix(".json"), config, runtime, request, video.timings)]
-        if video.index < MAX_SHEET_ROWS:
-            rows[video.index] = [thumbnail(video.frames[i]) for i in _sheet_frames(config)]
-    if team.mesh.size > 1:
-        rows = _gather_rows(config, team.mesh, min(len(requests), MAX_SHEET_ROWS), rows)
-    return paths + (_write_overviews(config, requests, rows) if team.mesh.rank == 0 else [])
+    identity = Identity(config, contents_of(config), {"device": runtime.device, "dtype": runtime.dtype_name})
+    _check_agreement(identity, jobs, part, team.mesh)
+    pipeline = TextToVideo(config, runtime, jobs, noise, team)
+    batches = batches_of(jobs, config.sampling.batch_size)[part[0] :: part[1]]
+    mine = [job for batch in batches for job in batch]
+    paths = []
+    with ExitStack() as stack:
+        todo = decided_by_first(team.mesh.world_group, len(jobs), lambda: _open(
+            stack, folder, jobs, mine, again, overwrite, part, identity))
+        todo = {job.name for job, is_chosen in zip(jobs, todo, strict=True) if is_chosen}
+        batches = [batch for batch in batches if any(job.name in todo for job in batch)]
+        try:
+            for video in pipeline.videos(batches[team.lane :: team.lanes], todo, interruption):
+                folder.begin(video.job)
+                video.write_to(folder.video(video.job), config.video.fps, config.video.crf)
+                paths += [folder.video(video.job), folder.finish(video.job, _record(video, identity, runtime))]
+        except Interrupted as stop:
+            _leave(stop.number, folder, jobs, team)
+        # Until all have written what they make.
+        Highest(team.mesh.world_group)(0)
+        return paths + (_close(folder, jobs, config.video) if team.mesh.reports else [])
 
 
-def _check_agreement(config, requests, mesh):
-    """ValueError, on all processes, where they were given other settings, prompts or noise."""
+def _check_agreement(identity, jobs, part, mesh):
+    """ValueError, on all processes, where they were given other settings, files or jobs."""
     from ospnext_ms.parallel.agreement import check_agreement
 
-    noise = config.sampling.starting_noise
-    check_agreement(mesh.world_group, dataclasses.asdict(config) | {
-        "the list of prompts": [request.prompt for request in requests],
-        "contents of sampling.starting_noise": noise and of_whole_file(noise)})
+    check_agreement(mesh.world_group, dataclasses.asdict(identity.config) | identity.contents | {
+        "the list of videos": [dataclasses.asdict(job) for job in jobs], "--part": part})
 
 
-def _sheet_frames(config):
-    return evenly_spaced(config.video.frames, SHEET_COLUMNS)
+def _open(stack, folder, jobs, mine, again, overwrite, part, identity):
+    """Takes the folder for this run and makes room in it; returns for each job whether it is to be made.
+
+    Raises ValueError where the folder is in use or holds what was made otherwise.
+    """
+    stack.enter_context(RunLock(folder.records, part))
+    asked, others = folder.differing(mine, identity)
+    if (asked or others) and not overwrite:
+        raise ValueError(refusal(folder, asked, others))
+    todo = {job.name for job in folder.missing(mine)} | asked.keys() if again is None else again
+    if again is None and len(todo) < len(mine):
+        print(f"{len(mine) - len(todo)} of {len(mine)} videos are complete in {folder.videos}", file=sys.stderr)
+    if todo:
+        folder.remove_overviews()
+    folder.remove_leftovers(mine, part == (0, 1))
+    return [job.name in todo for job in jobs]
 
 
-def _gather_rows(config, mesh, count, rows):
-    """The thumbnails of the first `count` videos on every process, once all of them have written their videos."""
-    from mindspore import Tensor
-
-    from ospnext_ms.kernels.collectives import AllReduceSum
-
-    shape = thumbnail(np.zeros((config.video.height, config.video.width, 3), np.uint8)).shape
-    own = np.zeros((count, len(_sheet_frames(config)), *shape), np.float32)
-    for index, thumbnails in rows.items():
-        own[index] = thumbnails
-    everyones = AllReduceSum(mesh.world_group)(Tensor(own), "thumbnails").asnumpy().astype(np.uint8)
-    return dict(enumerate(everyones))
+def _leave(number, folder, jobs, team):
+    """Ends this process as a signal asks for, with a line that tells what there is."""
+    if team.is_leader:
+        complete = len(jobs) - len(folder.missing(jobs))
+        print(f"{signal.Signals(number).name}: {complete} of {len(jobs)} videos are complete in {folder.videos}; the "
+              "same command goes on from there", file=sys.stderr, flush=True)
+    raise SystemExit(exit_status(number)) from None
 
 
-def _write_overviews(config, requests, rows):
-    """Contact sheet and, of several videos, the grid; rows are {index of a video: its thumbnails}."""
-    folder = Path(config.output_dir)
-    sheet = folder / "contact_sheet.png"
-    captions = [f"{index}: {requests[index].prompt}" for index in sorted(rows)]
-    write_png(sheet, contact_sheet([rows[index] for index in sorted(rows)], captions, SHEET_COLUMNS))
-    if len(requests) == 1:
-        return [sheet]
-    grid = folder / "grid.mp4"
-    members = [folder / f"{request.stem}.mp4" for request in requests[:MAX_GRID_CELLS]]
-    write_grid(grid, members, config.video.fps, config.video.crf)
-    return [sheet, grid]
+def _close(folder, jobs, video):
+    """Writes the overviews where no video is missing; returns their paths."""
+    missing = len(folder.missing(jobs))
+    if missing:
+        print(f"{missing} of {len(jobs)} videos are not there yet", file=sys.stderr)
+        return []
+    return write_overviews(folder, jobs, video)
 
 
-def _write_record(path, config, runtime, request, timings):
-    """Writes beside a video what is needed to make it again; returns `path`."""
-    sampling = config.sampling
-    record = {
-        "prompt": request.prompt,
-        "negative_prompt": sampling.negative_prompt if sampling.guidance != 1 else None,
-        "seed": sampling.seed if sampling.starting_noise is None else None,
-        "index": request.index,
+def _record(video, identity, runtime):
+    """What is needed to make a video again."""
+    return {
+        **video.job.about,
+        **identity.fields_of(video.job),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": runtime.device,
         "dtype": runtime.dtype_name,
-        "seconds": {name: round(seconds, 3) for name, seconds in timings.items()},
+        "seconds": {name: round(seconds, 3) for name, seconds in video.timings.items()},
         "versions": {"ospnext_ms": ospnext_ms.__version__, "mindspore": version("mindspore"),
                      "numpy": np.__version__, "python": platform.python_version()},
-        "configuration": dataclasses.asdict(config),
+        "contents": identity.contents,
+        "configuration": dataclasses.asdict(identity.config),
     }
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    return path

@@ -1,10 +1,11 @@
-"""Prompts in, videos out, one after the other.
+"""Jobs in, videos out, one after the other.
 
 The texts are encoded first; then the transformer and the VAE stay loaded together, and each video is decoded as soon as
-it is denoised, so memory does not grow with the number of prompts. What passes from one network to the next lies on the
+it is denoised, so memory does not grow with the number of jobs. What passes from one network to the next lies on the
 host in fp32.
 """
 
+import sys
 import time
 from dataclasses import dataclass
 
@@ -19,23 +20,39 @@ from ospnext_ms.data.video import write_mp4
 from ospnext_ms.diffusion.integrate import guided, integrate
 from ospnext_ms.diffusion.sampler import make_sampler
 from ospnext_ms.generation.coders import FrameDecoder, TextEncoder, token_ids
+from ospnext_ms.generation.embeddings import EmbeddingFile
+from ospnext_ms.generation.jobs import Job, batches_of
 from ospnext_ms.generation.noise import starting_noise
 from ospnext_ms.generation.team import SpreadTiles, Team
+from ospnext_ms.parallel.agreement import Highest
+from ospnext_ms.parallel.interruption import Interruption
 from ospnext_ms.quant.recipe import describe
+from ospnext_ms.reporting.clock import StepClock
+from ospnext_ms.reporting.progress import format_seconds
 from ospnext_ms.runtime import release_memory
 
-# Latent frames of a whole run. Compiling the VAE takes as long as decoding about 8 without (tiny model on CPU).
+# Latent frames of a whole list of jobs, however much of it this process makes: a resumed or shared run is to compute as
+# an undisturbed one. Compiling the VAE takes as long as decoding about 8 without (tiny model on CPU).
 COMPILE_VAE_FROM = 8
+_TEXTS_PER_CHECK = 256
+
+
+class Interrupted(Exception):
+    """A signal asked for an end, and a step is done; `number` of the signal."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.number = number
 
 
 @dataclass(frozen=True)
 class Video:
-    """A finished video: `index` of its prompt, `frames` uint8 [F, H, W, 3], `timings` {stage: seconds}.
+    """A finished video: its `job`, `frames` uint8 [F, H, W, 3], `timings` {stage: seconds}.
 
     The timings of loading and of the text encoder are those of the whole run; "denoising" is the batch's.
     """
 
-    index: int
+    job: Job
     frames: np.ndarray
     timings: dict
 
@@ -47,38 +64,49 @@ class Video:
 class TextToVideo:
     """The pipeline of one GenerateConfig.
 
-    Tokenizes the prompts and compares the checkpoints with the networks when it is made, before any weight is read.
+    Tokenizes the texts and compares the checkpoints with the networks when it is made, before any weight is read.
 
     Args:
-        config: GenerateConfig. runtime: runtime.Runtime. prompts: one text per video.
-        noise: starting noise, float array [n, 16, T, H/8, W/8]; drawn from the configured seed where it is None.
+        config: GenerateConfig. runtime: runtime.Runtime. jobs: list of generation.jobs.Job.
+        noise: starting noise, float array [n, 16, T, H/8, W/8], one entry a job; drawn from each job's seed and index
+            where it is None.
         team: generation.team.Team, the processes that share the work; None for one.
-
-    `batches` are the positions of the prompts whose videos this process has a part in.
 
     Raises:
         FileNotFoundError: a checkpoint or the tokenizer is not there.
         ValueError: a checkpoint that does not fit its network, or a tokenizer that does not fit the text encoder.
     """
 
-    def __init__(self, config, runtime, prompts, noise=None, team=None):
+    def __init__(self, config, runtime, jobs, noise=None, team=None):
         self.config = config
         self.runtime = runtime
         self.team = team or Team()
-        self.prompts = list(prompts)
-        self._noise = noise
-        size = config.sampling.batch_size
-        batches = [range(i, min(i + size, len(self.prompts))) for i in range(0, len(self.prompts), size)]
-        self.batches = batches[self.team.lane :: self.team.lanes]
+        self.jobs = list(jobs)
+        self._noise = None if noise is None else {job.name: noise[i] for i, job in enumerate(self.jobs)}
         self._timings = {}
         model = config.model
-        token_ids(model.text_encoder, Tokenizer(model.text_encoder.tokenizer, model.dit.text_len), self._texts())
+        texts, tokenizer = _texts_of(self.jobs), Tokenizer(model.text_encoder.tokenizer, model.dit.text_len)
+        for i in range(0, len(texts), _TEXTS_PER_CHECK):
+            token_ids(model.text_encoder, tokenizer, texts[i : i + _TEXTS_PER_CHECK])
         check_checkpoints(model)
 
-    def videos(self):
-        """Yields the Video of each prompt of this process, in order, on the one process of several that writes it."""
+    def videos(self, batches=None, wanted=None, interruption=None):
+        """Yields the Video of each job, in order, on the one process of those that make it which is to write it.
+
+        Args:
+            batches: those in which all processes of this lane (see generation.team) have a part, of the batches into
+                which `jobs` are cut; this lane's share of all of them by default.
+            wanted: names of the jobs whose videos are wanted, all by default. Others are denoised with their batch.
+            interruption: parallel.interruption.Interruption.
+
+        Raises:
+            Interrupted: a signal asked for an end, after the step in which it came.
+            FloatingPointError: a network returned values that are not finite.
+        """
         decoder = None
-        for index, latent in self.latents():
+        for job, latent in self.latents(batches, interruption):
+            if wanted is not None and job.name not in wanted:
+                continue
             if not self.team.decodes(self.config.model.vae.tile_size is not None):
                 continue
             decoder = decoder or self._load("vae", self._decoder)
@@ -86,73 +114,70 @@ class TextToVideo:
             frames = decoder(latent)
             timings = {**self._timings, "decoding": time.perf_counter() - began}
             if self.team.is_leader:
-                yield Video(index, frames, timings)
+                yield Video(job, frames, timings)
 
-    def latents(self):
-        """Yields (index, fp32 [16, T, h, w]) of each prompt of this process, in order."""
-        if not self.batches:
+    def latents(self, batches=None, interruption=None):
+        """Yields (Job, fp32 [16, T, h, w]) of each job of the batches, see `videos`."""
+        if batches is None:
+            batches = batches_of(self.jobs, self.config.sampling.batch_size)[self.team.lane :: self.team.lanes]
+        if not batches:
             return
-        embeddings = self._embed()
+        interruption = interruption or Interruption()
+        embeddings = self._embed(_texts_of([job for batch in batches for job in batch]))
         net = self._load("dit", lambda: build_dit(self.config.model.dit, self.runtime, self.team.mesh,
                                                   adapter=self.config.adapter,
                                                   switch_dtype=self.config.parallel_config.switch_dtype))
         if (quantised := describe(self.config.model.dit, self.runtime)) and self.team.is_leader:
             print(quantised, flush=True)
         velocity = self.runtime.compile(net)
-        total = len(self.batches) * self.config.sampling.steps
-        silent = not self.team.is_leader
-        with tqdm(total=total, unit="step", desc="denoising", dynamic_ncols=True, disable=silent) as bar:
-            for batch in self.batches:
+        progress = _Progress(batches, self.config.sampling.steps, self.team, interruption)
+        interruption.begin()
+        with progress.bar:
+            for batch in batches:
                 began = time.perf_counter()
-                latents = self._denoise(velocity, batch, embeddings, bar)
+                latents = self._denoise(velocity, batch, embeddings, progress.step)
                 self._timings["denoising"] = time.perf_counter() - began
                 yield from zip(batch, latents, strict=True)
+                progress.end_batch(batch)
 
-    def _embed(self):
-        """{text: fp32 [length, text_dim]} of every distinct text of its batches, without the rows of padding."""
+    def _embed(self, texts):
+        """{text: fp32 [length, text_dim]} of texts, without the rows of padding."""
         model = self.config.model
         encode = self._load("text_encoder",
                             lambda: TextEncoder(model.text_encoder, model.dit.text_len, self.runtime, batch=1))
-        began = time.perf_counter()
-        texts = self._texts(self.batches)
-        embeddings = dict(zip(texts, encode(texts), strict=True))
+        began, embeddings = time.perf_counter(), EmbeddingFile()
+        for text in tqdm(texts, unit="text", desc="encoding", dynamic_ncols=True, disable=not self.team.is_leader):
+            embeddings[text] = encode([text])[0]
         self._timings["text_encoding"] = time.perf_counter() - began
         del encode
         release_memory()
         return embeddings
 
-    def _texts(self, batches=None):
-        """The distinct texts of all prompts, or of those of some batches, and the negative prompt where it is used."""
-        chosen = self.prompts if batches is None else [self.prompts[i] for batch in batches for i in batch]
-        sampling = self.config.sampling
-        return list(dict.fromkeys([*chosen, *([sampling.negative_prompt] if sampling.guidance != 1 else [])]))
-
-    def _denoise(self, velocity, batch, embeddings, bar):
+    def _denoise(self, velocity, batch, embeddings, on_step):
         sampling, text_len = self.config.sampling, self.config.model.dit.text_len
 
-        def texts(several):
-            return Tensor(np.stack([pad_text(embeddings[text], text_len) for text in several]))
+        def embedded(texts):
+            return Tensor(np.stack([pad_text(embeddings[text], text_len) for text in texts]))
 
-        text = texts(self.prompts[i] for i in batch)
-        negative = None if sampling.guidance == 1 else texts([sampling.negative_prompt] * len(batch))
-        noise = np.stack([self._starting_noise(i) for i in batch])
-        bar.set_postfix_str(f"video {batch[0] + 1}-{batch[-1] + 1} of {len(self.prompts)}")
+        text = embedded(job.prompt for job in batch)
+        negative = None if sampling.guidance == 1 else embedded(job.negative_prompt for job in batch)
+        noise = np.stack([self._starting_noise(job) for job in batch])
         sample = integrate(guided(velocity, text, negative, sampling.guidance, self.team.velocities()),
-                           make_sampler(sampling.sampler, sampling.steps, sampling.shift), Tensor(noise), bar.update)
+                           make_sampler(sampling.sampler, sampling.steps, sampling.shift), Tensor(noise), on_step)
         latents = sample.astype(ms.float32).asnumpy()
         if not np.isfinite(latents).all():
-            path = self.config.model.dit.checkpoint
-            raise FloatingPointError(f"the latents of videos {list(batch)} are not finite: {path} is damaged, "
-                                     f"or the range of {self.runtime.dtype_name} is too small for it")
+            path, names = self.config.model.dit.checkpoint, ", ".join(job.name for job in batch)
+            raise FloatingPointError(f"the latents of {names} are not finite: {path} is damaged, or the range of "
+                                     f"{self.runtime.dtype_name} is too small for it")
         return list(latents)
 
-    def _starting_noise(self, index):
+    def _starting_noise(self, job):
         if self._noise is not None:
-            return np.asarray(self._noise[index], np.float32)
-        return starting_noise(self.config.latent_shape, self.config.sampling.seed, index)
+            return np.asarray(self._noise[job.name], np.float32)
+        return starting_noise(self.config.latent_shape, job.seed, job.index)
 
     def _decoder(self):
-        work = len(self.prompts) * self.config.latent_shape[1]
+        work = len(self.jobs) * self.config.latent_shape[1]
         return FrameDecoder(self.config.model.vae, self.runtime.compiled and work >= COMPILE_VAE_FROM,
                             SpreadTiles(self.team.mesh.video_group))
 
@@ -161,3 +186,55 @@ class TextToVideo:
         made = make()
         self._timings[f"loading_{name}"] = time.perf_counter() - began
         return made
+
+
+class _Progress:
+    """Steps and videos of a process: what is told of them, and whether a signal ends the run after one of them."""
+
+    def __init__(self, batches, steps, team, interruption):
+        self._steps, self._left_of_batch = steps, steps
+        self._videos, self._done = sum(map(len, batches)), 0
+        self._clock = StepClock(len(batches))
+        self.bar = tqdm(total=len(batches) * steps, unit="step", desc="denoising", dynamic_ncols=True,
+                        disable=not team.is_leader, smoothing=0)
+        self.bar.set_postfix_str(self._words())
+        # All processes of a lane leave after the same step: one alone would be waited for.
+        groups = [group for group in (team.mesh.video_group, team.guidance_group) if group.size > 1]
+        self._highest = [Highest(group) for group in groups]
+        self._interruption = interruption
+
+    def step(self):
+        """After a step. After the last one of a batch its videos are written first."""
+        self.bar.update()
+        self._left_of_batch -= 1
+        if self._left_of_batch:
+            self._leave_if_asked()
+
+    def end_batch(self, batch):
+        """After the videos of a batch are written."""
+        self._clock.tick()
+        self._left_of_batch = self._steps
+        self._done += len(batch)
+        self.bar.set_postfix_str(self._words())
+        if self._videos > 1 and not self.bar.disable:
+            self.bar.write(f"{', '.join(job.name for job in batch)}: {self._words()}", file=sys.stderr)
+        if self._done < self._videos:
+            self._leave_if_asked()
+
+    def _words(self):
+        words = [f"{self._done} of {self._videos} videos done", f"{self._videos - self._done} to do"]
+        if self._done < self._videos and self._clock.seconds_left is not None:
+            words.append(f"{format_seconds(self._clock.seconds_left)} left")
+        return ", ".join(words)
+
+    def _leave_if_asked(self):
+        asked = self._interruption.asked
+        for highest in self._highest:
+            asked = highest(asked)
+        if asked:
+            raise Interrupted(asked)
+
+
+def _texts_of(jobs):
+    """The distinct texts of jobs, in the order in which they are needed."""
+    return list(dict.fromkeys(text for job in jobs for text in job.texts))

@@ -6,10 +6,11 @@ import json
 import numpy as np
 from mindspore import Tensor
 
-from ospnext_ms.kernels.collectives import AllGather
+from ospnext_ms.kernels.collectives import AllGather, AllReduceSum
 from ospnext_ms.parallel.messages import GatherTexts
 
 _DIGITS = 12
+_ERROR_BYTES = 2000
 
 
 def check_agreement(group, values):
@@ -43,6 +44,31 @@ class Highest:
 
     def __call__(self, number):
         return int(self._gather(Tensor(np.array([[number]], np.float32)), "numbers").asnumpy().max())
+
+
+def decided_by_first(group, count, decide):
+    """Answers of the first process of a group, bool [count], on all of its processes. All of them call it.
+
+    Args:
+        decide: called by the first alone; returns the answers.
+
+    Raises:
+        ValueError: on every process, with its words, where `decide` raises ValueError or OSError (on the first process
+            that error itself).
+    """
+    answers, error = np.zeros(count, bool), None
+    if group.index == 0:
+        try:
+            answers = np.asarray(decide(), bool)
+        except (ValueError, OSError) as raised:
+            error = raised
+    if group.size > 1:
+        told = GatherTexts(group, "words of an error")(str(error or "").encode()[:_ERROR_BYTES].decode(errors="ignore"))
+        if error is None and told[0]:
+            raise ValueError(told[0])
+    if error is not None:
+        raise error
+    return AllReduceSum(group)(Tensor(answers.astype(np.float32)), "answers").asnumpy() > 0
 
 
 def _short_hash(value):

@@ -8,11 +8,14 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 _POINTER = b"version https://git-lfs."
+
+# What atomic_path writes to: of STEM.SUFFIX, .STEM.HEX.SUFFIX.
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}(\.[^.]*|)", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -92,6 +95,18 @@ def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
         _raise_with_path(error, path)
     sync(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_leftovers(paths: Iterable[str | os.PathLike]) -> None:
+    """Removes what killed processes have left of files that atomic_path was to write. Nobody may be writing them."""
+    wanted = {}
+    for path in map(Path, paths):
+        wanted.setdefault(path.parent, set()).add((path.stem, path.suffix))
+    for folder, names in wanted.items():
+        for entry in folder.iterdir() if folder.is_dir() else []:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match and (match[1], match[2]) in names:
+                entry.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from mindspore.nn.utils import no_init_parameters
 from ospnext_ms.config.generate import GenerateConfig
 from ospnext_ms.config.reader import load_config
 from ospnext_ms.generation.checks import check_files
+from ospnext_ms.generation.jobs import plain_jobs
 from ospnext_ms.generation.text_to_video import TextToVideo
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.models.umt5 import UMT5Encoder
@@ -47,5 +48,5 @@ def test_the_tiny_model_fits_its_weights(overrides, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = shipped("tiny", *overrides)
     check_files(config)
-    pipeline = TextToVideo(config, start(config.context), ["a 3 moving left", "a"])
-    assert len(pipeline.prompts) == 2
+    jobs = plain_jobs(config.sampling, ["a 3 moving left", "a"])
+    assert TextToVideo(config, start(config.context), jobs).jobs == jobs

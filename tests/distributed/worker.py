@@ -19,6 +19,7 @@ from mindspore import Tensor, nn
 from ospnext_ms.config.generate import GenerateConfig, GenerateParallelSection
 from ospnext_ms.config.reader import load_config
 from ospnext_ms.config.sections import ParallelSection
+from ospnext_ms.generation.jobs import plain_jobs
 from ospnext_ms.generation.team import make_team
 from ospnext_ms.generation.text_to_video import TextToVideo
 from ospnext_ms.kernels.attention import Attention
@@ -84,7 +85,7 @@ def write_expected(folder):
         expected = {name: gradient.asnumpy() for name, gradient in zip(names, gradients, strict=True)}
         np.savez(expected_file(folder, grid, batch), out=out.asnumpy(), **expected)
     config = load_config(GenerateConfig, Path(folder) / "generate.yaml")
-    alone = TextToVideo(config, start(config.context), [config.prompts.prompt])
+    alone = TextToVideo(config, start(config.context), plain_jobs(config.sampling, [config.prompts.prompt]))
     np.save(Path(folder) / "latents.npy", next(alone.latents())[1])
 
 
@@ -188,7 +189,8 @@ def compare_latents(folder, degrees, split):
     skiparse, ulysses = map(int, degrees.split("x"))
     section = GenerateParallelSection(skiparse_parallel=skiparse, ulysses_parallel=ulysses, split_guidance=split)
     runtime = start(config.context)
-    pipeline = TextToVideo(config, runtime, [config.prompts.prompt], None, make_team(section, make_mesh(section)))
+    jobs = plain_jobs(config.sampling, [config.prompts.prompt])
+    pipeline = TextToVideo(config, runtime, jobs, None, make_team(section, make_mesh(section)))
     return relative_error(next(pipeline.latents())[1], np.load(Path(folder) / "latents.npy"))
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ospnext_ms.generation.checks import check_adapter
+from ospnext_ms.generation.jobs import plain_jobs
 from ospnext_ms.generation.run import generate
 from ospnext_ms.generation.text_to_video import TextToVideo
 from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
@@ -37,7 +38,7 @@ def adapter(model_files, tmp_path_factory):
 def latents(config):
     import mindspore as ms
 
-    pipeline = TextToVideo(config, Runtime("CPU", ms.float32, False), ["a 3 moving left"])
+    pipeline = TextToVideo(config, Runtime("CPU", ms.float32, False), plain_jobs(config.sampling, ["a 3 moving left"]))
     return next(pipeline.latents())[1]
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ospnext_ms.generation import prompts
 from ospnext_ms.generation.checks import check_files
 from ospnext_ms.generation.noise import load_starting_noise, starting_noise
-from ospnext_ms.generation.prompts import list_videos, prompt_name, read_prompts
+from ospnext_ms.generation.prompts import Line, list_jobs, output_folder, read_lines, read_prompts
 
 
 def from_file(configure, tmp_path, text, **sections):
@@ -19,17 +20,23 @@ def from_file(configure, tmp_path, text, **sections):
     return configure(prompts={"prompt": None, "prompt_file": str(path)} | sections.pop("prompts", {}), **sections)
 
 
+def jobs_of(config):
+    return list_jobs(config)[0]
+
+
 def test_one_prompt(configure):
-    video, = list_videos(configure(prompts={"prompt": "  a cat \n"}))
-    assert (video.prompt, video.index, video.stem) == ("a cat", 0, "video_0000")
+    job, = jobs_of(configure(prompts={"prompt": "  a cat \n"}))
+    assert (job.prompt, job.index, job.name) == ("a cat", 0, "video_0000")
+    assert (job.seed, job.negative_prompt) == (7, "grey")
+    assert jobs_of(configure(sampling={"guidance": 1.0}))[0].negative_prompt is None
 
 
 def test_a_prompt_file_has_a_prompt_a_line(configure, tmp_path):
     config = from_file(configure, tmp_path, "\ufeffa cat\r\n\n  &nbsp; \n猫 #1\n", prompts={"samples_per_prompt": 2})
-    videos = list_videos(config)
-    assert [(video.prompt, video.stem) for video in videos] == [
+    jobs = jobs_of(config)
+    assert [(job.prompt, job.name) for job in jobs] == [
         ("a cat", "video_0000"), ("a cat", "video_0001"), ("猫 #1", "video_0002"), ("猫 #1", "video_0003")]
-    assert [video.index for video in videos] == [0, 1, 2, 3]
+    assert [job.index for job in jobs] == [0, 1, 2, 3]
 
 
 def test_prompts_of_a_file(tmp_path):
@@ -45,50 +52,116 @@ def test_prompts_of_a_file(tmp_path):
 def test_names_for_vbench(configure, tmp_path):
     config = from_file(configure, tmp_path, "a cat\na dog, close-up\n", prompts={"samples_per_prompt": 2},
                        output_naming="prompt")
-    stems = [video.stem for video in list_videos(config)]
-    assert stems == ["a cat-0", "a cat-1", "a dog, close-up-0", "a dog, close-up-1"]
+    assert [job.name for job in jobs_of(config)] == ["a cat-0", "a cat-1", "a dog, close-up-0", "a dog, close-up-1"]
 
 
-@pytest.mark.parametrize(("prompt", "expected"), [
-    ("a cat", "a cat-0"),
-    ("../../etc/passwd", "_._.._etc_passwd-0"),
-    ("/a\\b", "_a_b-0"),
-    (".hidden", "_hidden-0"),
-    ("..", "_.-0"),
-    ("tab\tnul\0", "tab_nul_-0"),
-    ("猫が走る", "猫が走る-0"),
-    ("x" * 500, "x" * 228 + "-0"),
-    ("猫" * 200, "猫" * 76 + "-0"),
+@pytest.mark.parametrize("ignores_case", [True, False])
+def test_names_that_differ_in_case_only(configure, tmp_path, monkeypatch, ignores_case):
+    monkeypatch.setattr(prompts, "ignores_case", lambda folder: ignores_case)
+    config = from_file(configure, tmp_path, "a cat\nA Cat\n", output_naming="prompt")
+    first, second = (job.name for job in jobs_of(config))
+    assert first == "a cat-0"
+    assert (second == "A Cat-0") != ignores_case
+    assert second.startswith("A Cat-0")
+
+
+def test_results_lie_beside_videos_that_are_named_after_prompts(configure, tmp_path):
+    plain, named = (output_folder(configure(output_naming=naming)) for naming in ("index", "prompt"))
+    assert plain.records == plain.videos == named.videos
+    assert named.records == tmp_path / "output_records"
+
+
+def test_a_line_ends_at_a_line_feed_only(tmp_path):
+    text = "a cat\u2028and\u0085a\vdog\fnow\x1c.\r\na 3\n"
+    (tmp_path / "p.txt").write_bytes(text.encode())
+    assert read_prompts(tmp_path / "p.txt") == ["a cat\u2028and\u0085a\vdog\fnow\x1c.", "a 3"]
+
+
+def test_json_lines(configure, tmp_path):
+    text = """
+{"prompt": "a cat walks, in the evening light", "name": "a cat"}
+{"prompt": "a dog", "seed": 5, "index": 40, "negative_prompt": "blue"}
+
+{"prompt": "a\\u2028bird"}
+"""
+    jobs = jobs_of(from_file(configure, tmp_path, text, prompts={"samples_per_prompt": 2}))
+    told = [(job.prompt, job.name, job.seed, job.index, job.negative_prompt) for job in jobs]
+    assert told[0] == ("a cat walks, in the evening light", "a cat-0", 7, 0, "grey")
+    assert told[1] == ("a cat walks, in the evening light", "a cat-1", 7, 1, "grey")
+    assert told[2:4] == [("a dog", "video_0040", 5, 40, "blue"), ("a dog", "video_0041", 5, 41, "blue")]
+    assert told[4:] == [("a\u2028bird", "video_0004", 7, 4, "grey"), ("a\u2028bird", "video_0005", 7, 5, "grey")]
+    config = from_file(configure, tmp_path, text, output_naming="prompt", prompts={"samples_per_prompt": 1})
+    assert [job.name for job in jobs_of(config)][:2] == ["a cat-0", "a dog-0"]
+
+
+def test_lines_of_one_name_are_counted(configure, tmp_path):
+    text = '{"prompt": "a long cat", "name": "a cat", "seed": 1}\n{"prompt": "a cat", "seed": 2}\n'
+    assert [job.name for job in jobs_of(from_file(configure, tmp_path, text, output_naming="prompt"))] == [
+        "a cat-0", "a cat-1"]
+    text = '{"prompt": "a", "name": "cat"}\n{"prompt": "b", "name": "cat"}\n'
+    with pytest.raises(ValueError, match=r"several videos would be named cat\.mp4"):
+        list_jobs(from_file(configure, tmp_path, text, output_naming="index"))
+
+
+def test_repeated_lines_are_made_once(configure, tmp_path):
+    jobs, repeated = list_jobs(from_file(configure, tmp_path, "a cat\na dog\n a cat\na cat \nA cat\n"))
+    assert [(job.prompt, job.index) for job in jobs] == [("a cat", 0), ("a dog", 1), ("A cat", 2)]
+    assert repeated == 2
+    text = '{"prompt": "a", "seed": 1}\n{"prompt": "a", "seed": 2}\n'
+    jobs, repeated = list_jobs(from_file(configure, tmp_path, text))
+    assert [job.seed for job in jobs] == [1, 2]
+    assert repeated == 0
+
+
+@pytest.mark.parametrize(("line", "expected"), [
+    ("a dog", "not JSON"), ("[1]", "is no JSON object"), ('{"promt": "x"}', "unknown key 'promt'; valid: prompt, name"),
+    ("{}", "the prompt is missing"), ('{"prompt": " "}', "the prompt is empty"), ('{"prompt": 3}', "expected a text"),
+    ('{"prompt": "x", "seed": -1}', "seed is -1"), ('{"prompt": "x", "seed": true}', "expected a number"),
+    ('{"prompt": "x", "seed": "1"}', "expected a number"), ('{"prompt": "x", "name": ""}', "the name is empty"),
+    ('{"prompt": "x", "prompt": "y"}', "given twice"),
 ])
-def test_names_are_file_names(prompt, expected, tmp_path):
-    name = prompt_name(prompt, 0)
-    assert name == expected
-    path = tmp_path / f".{name}.01234567.json"
-    path.touch()
-    assert path.parent == tmp_path
+def test_json_lines_that_cannot_be_read(tmp_path, line, expected):
+    path = tmp_path / "p.txt"
+    path.write_text('{"prompt": "a cat"}\n\n' + line + "\n")
+    with pytest.raises(ValueError, match=rf"p\.txt, line 3: .*{expected}"):
+        read_lines(path)
 
 
-def test_videos_of_one_name_are_an_error(configure, tmp_path):
-    with pytest.raises(ValueError, match=r"several videos would be named a cat-0\.mp4"):
-        list_videos(from_file(configure, tmp_path, "a cat\nA Cat\n", output_naming="prompt"))
+def test_a_file_is_of_json_lines_by_its_name_or_its_first_line(tmp_path):
+    (tmp_path / "p.jsonl").write_text("a cat\n")
+    with pytest.raises(ValueError, match="line 1: not JSON"):
+        read_lines(tmp_path / "p.jsonl")
+    (tmp_path / "p.txt").write_text('{a cat}\n{"prompt": "x"}\n')
+    assert read_lines(tmp_path / "p.txt") == [Line("{a cat}"), Line('{"prompt": "x"}')]
+
+
+def test_what_is_given_and_not_used_is_an_error(configure, tmp_path):
+    text = '{"prompt": "a", "negative_prompt": "b"}\n'
+    with pytest.raises(ValueError, match="guidance is 1, which is off"):
+        list_jobs(from_file(configure, tmp_path, text, sampling={"guidance": 1.0}))
+    with pytest.raises(ValueError, match="gives more than prompts"):
+        read_prompts(tmp_path / "prompts.txt")
+    text = '{"prompt": "a", "seed": 3}\n'
+    with pytest.raises(ValueError, match=r"the noise is that of sampling\.starting_noise, noise\.npy"):
+        list_jobs(from_file(configure, tmp_path, text, sampling={"starting_noise": "noise.npy"}))
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", "&nbsp;"])
 def test_an_empty_prompt_is_an_error(configure, prompt):
     with pytest.raises(ValueError, match="is empty"):
-        list_videos(configure(prompts={"prompt": prompt}))
+        list_jobs(configure(prompts={"prompt": prompt}))
 
 
 @pytest.mark.parametrize(("text", "expected"), [("", "holds no prompt"), (" \n\n", "holds no prompt"),
                                                 (b"\xff\xfe", "is not UTF-8")])
 def test_prompt_files_without_prompts(configure, tmp_path, text, expected):
     with pytest.raises(ValueError, match=expected):
-        list_videos(from_file(configure, tmp_path, text))
+        list_jobs(from_file(configure, tmp_path, text))
 
 
 def test_no_prompt_file(configure):
     with pytest.raises(FileNotFoundError, match=r"no prompt file nowhere\.txt"):
-        list_videos(configure(prompts={"prompt": None, "prompt_file": "nowhere.txt"}))
+        list_jobs(configure(prompts={"prompt": None, "prompt_file": "nowhere.txt"}))
 
 
 def test_noise_depends_on_seed_and_index_only():

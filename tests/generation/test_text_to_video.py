@@ -13,6 +13,7 @@ from ospnext_ms.data.text import Tokenizer
 from ospnext_ms.diffusion.integrate import guided, integrate
 from ospnext_ms.diffusion.sampler import make_sampler
 from ospnext_ms.generation import text_to_video
+from ospnext_ms.generation.jobs import plain_jobs
 from ospnext_ms.generation.noise import starting_noise
 from ospnext_ms.generation.text_to_video import TextToVideo
 from ospnext_ms.models.dit import OSPNextDiT
@@ -24,18 +25,21 @@ from tests.support import generate_runs as runs
 from tests.support.compare import relative_error
 
 
+def pipeline(config, prompts, noise=None):
+    return TextToVideo(config, start(config.context), plain_jobs(config.sampling, prompts), noise)
+
+
 def make_videos(config, prompts, latents=None):
     """Frames [F, H, W, 3] of each prompt, and the timings of the last."""
     frames, timings = [], None
-    for video in TextToVideo(config, start(config.context), prompts, latents).videos():
+    for video in pipeline(config, prompts, latents).videos():
         frames.append(video.frames)
         timings = video.timings
     return frames, timings
 
 
 def make_latents(config, prompts, latents=None):
-    pipeline = TextToVideo(config, start(config.context), prompts, latents)
-    return np.stack([latent for _, latent in pipeline.latents()])
+    return np.stack([latent for _, latent in pipeline(config, prompts, latents).latents()])
 
 
 def load(cell, section):
@@ -146,13 +150,13 @@ def test_nothing_is_compiled_from_step_to_step(configure):
 def test_a_checkpoint_of_another_shape_is_found_before_anything_runs(configure, mapping):
     mapping["model"]["vae"]["dim"] = 8
     with pytest.raises(ValueError, match=r"model\.vae: .* does not fit the configured shape:\nmisshapen"):
-        TextToVideo(configure(), start(configure().context), PROMPTS)
+        pipeline(configure(), PROMPTS)
 
 
 def test_a_tokenizer_of_another_vocabulary(configure, mapping):
     mapping["model"]["text_encoder"]["vocab_size"] = 20
     with pytest.raises(ValueError, match=r"gives the id \d+, but text_encoder.vocab_size is 20"):
-        TextToVideo(configure(), start(configure().context), PROMPTS)
+        pipeline(configure(), PROMPTS)
 
 
 def test_values_that_are_not_finite_are_an_error(configure, mapping, tmp_path):
@@ -161,5 +165,5 @@ def test_values_that_are_not_finite_are_an_error(configure, mapping, tmp_path):
     net.head.head.bias.set_data(Tensor(np.full(net.head.head.bias.shape, np.nan, np.float32)))
     save_weights(net, tmp_path / "nan.safetensors")
     mapping["model"]["dit"]["checkpoint"] = str(tmp_path / "nan.safetensors")
-    with pytest.raises(FloatingPointError, match=r"latents of videos \[0\] are not finite"):
+    with pytest.raises(FloatingPointError, match="latents of video_0000 are not finite"):
         make_latents(configure(), PROMPTS[:1])

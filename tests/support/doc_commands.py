@@ -6,9 +6,10 @@ RUN = {
     "first steps": [
         "bash scripts/quickstart.sh",
         "bash scripts/quickstart.sh --prompt 'a dim small 0 drifting left slowly' --seed 4",
-        "python -m ospnext_ms generate --config yaml_configs/generate/tiny.yaml --prompt 'a bright 3 drifting left'",
+        "python -m ospnext_ms generate --config yaml_configs/generate/tiny.yaml --prompt 'a bright 3 drifting left' "
+        "--overwrite",
         "python -m ospnext_ms generate --config yaml_configs/generate/tiny.yaml --prompt-file prompts.txt "
-        "--set sampling.steps=30",
+        "--set sampling.steps=30 --output output/prompts",
         "python -m ospnext_ms generate --config yaml_configs/generate/tiny_hif8.yaml",
     ],
     "doctor": ["python -m ospnext_ms doctor"],
@@ -36,7 +37,7 @@ RUN = {
         "python -m ospnext_ms train --config yaml_configs/train/tiny.yaml",
         "bash scripts/msrun.sh train yaml_configs/train/tiny.yaml 1 4 --set parallel_config.skiparse_parallel=4",
         "python -m ospnext_ms generate --config yaml_configs/generate/tiny.yaml "
-        "--set model.dit.checkpoint=output/train_tiny/checkpoints/step_00000400/ema",
+        "--output output/fine_tuned --set model.dit.checkpoint=output/train_tiny/checkpoints/step_00000400/ema",
         "python tools/convert_checkpoint.py dit --source output/train_tiny/checkpoints/step_00000400/ema "
         "--target dit.safetensors --direction mindspore-to-torch",
         "python -m ospnext_ms train --config yaml_configs/train/tiny_hif8.yaml",
@@ -47,7 +48,7 @@ RUN = {
     "post-train": [
         "python -m ospnext_ms post-train --config yaml_configs/post_train/tiny.yaml",
         "python -m ospnext_ms generate --config yaml_configs/generate/tiny.yaml "
-        "--set adapter=output/post_train_tiny/adapter_ema",
+        "--set adapter=output/post_train_tiny/adapter_ema --output output/rewarded",
         "python -m ospnext_ms post-train --config yaml_configs/post_train/tiny.yaml --set seed=0",
         "python -m ospnext_ms post-train --config yaml_configs/post_train/tiny.yaml --set sampling.steps=3 "
         "--set rollout.window.size=2 --set rollout.prompts=2 --set evaluation.count=2 --set evaluation.videos=0 "

@@ -38,6 +38,7 @@ def mindspore_clips(recipe, weights, model, prompts, noise, sampling, batch_size
     """Clips of the model "full" or "sparse" by the pipeline of ospnext_ms and its tiny.yaml."""
     from ospnext_ms.config.generate import GenerateConfig
     from ospnext_ms.config.reader import load_config
+    from ospnext_ms.generation.jobs import plain_jobs
     from ospnext_ms.generation.text_to_video import TextToVideo
     from ospnext_ms.runtime import start
 
@@ -51,5 +52,5 @@ def mindspore_clips(recipe, weights, model, prompts, noise, sampling, batch_size
         "sampling.steps": sampling.num_steps, "sampling.shift": float(sampling.shift),
         "sampling.guidance": float(sampling.guidance), "sampling.batch_size": batch_size,
     })
-    pipeline = TextToVideo(config, start(config.context), prompts, noise)
+    pipeline = TextToVideo(config, start(config.context), plain_jobs(config.sampling, prompts), noise)
     return np.stack([video.frames for video in pipeline.videos()])
