@@ -66,7 +66,8 @@ class PolicyTrainer:
         held_out = read_prompts(config.evaluation.prompt_file)
         check_shares(config.rollout.prompts, config.rollout.group_size, mesh.data_size)
         self.identity = self._identity()
-        self.store, resumed = open_run(config, self.identity, MAY_CHANGE, mesh)
+        self.store, resumed = open_run(config, self.identity, MAY_CHANGE, mesh,
+                                       beside=_read_once(config, held_out))
         self.reward = CombinedReward(config.rewards)
         if mesh.is_leader:
             self.reward.start()
@@ -273,3 +274,12 @@ def _disagreement(trajectory, micro_batches):
     differences = [np.abs(trajectory.log_probs[batch.steps, batch.videos] - batch.old_log_probs)[batch.real]
                    for batch in micro_batches]
     return float(max((d.max() for d in differences if d.size), default=0.0))
+
+
+def _read_once(config, held_out):
+    """{name: hash} of what a run reads beside what it depends on; an adapter that is gone is no matter to a resumed
+    one."""
+    adapter = config.lora.checkpoint and Path(config.lora.checkpoint)
+    files = sorted(adapter.iterdir()) if adapter and adapter.is_dir() else []
+    return {"contents of evaluation.prompt_file": fingerprint.of_values(held_out),
+            "contents of lora.checkpoint": fingerprint.of_files(files)}

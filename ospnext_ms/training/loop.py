@@ -4,6 +4,7 @@ The pieces are elsewhere and know nothing of each other: inputs, step, clipper, 
 """
 
 import json
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -57,7 +58,7 @@ class Trainer:
         self.inputs = StepInputs(config, self.source, mesh)
         self.identity = self._identity()
         self.store, resumed = open_run(config, self.identity, MAY_CHANGE, mesh, mesh.shard_group.index,
-                                       mesh.shard_group.size)
+                                       mesh.shard_group.size, _read_once(config))
         self._build(resumed)
         self.fixed_set = None
         if config.eval_dataset:
@@ -234,3 +235,10 @@ class Trainer:
                 print(f"{len(self.source.excluded)} samples are left out (train_dataset.exclude)", flush=True)
             if quantised := describe(config.model.dit, self.runtime):
                 print(quantised, flush=True)
+
+
+def _read_once(config):
+    """{name: hash} of what a run reads beside its data; weights that are gone are no matter to a resumed one."""
+    weights = config.load_checkpoint and Path(config.load_checkpoint)
+    return {"contents of load_checkpoint": fingerprint.of_checkpoint(weights) if weights and weights.exists() else None,
+            "contents of eval_dataset.path": config.eval_dataset and Cache(config.eval_dataset.path).fingerprint()}

@@ -23,18 +23,19 @@ from ospnext_ms.storage.run_lock import RunLock
 CHECKPOINTS = "checkpoints"
 
 
-def open_run(config, identity, may_change, mesh, writer=0, num_writers=1):
+def open_run(config, identity, may_change, mesh, writer=0, num_writers=1, beside=None):
     """(CheckpointStore, newest intact Checkpoint or None) of a run; all processes call it.
 
     Args:
         config: TrainConfig or PostTrainConfig. identity: {name: JSON value}. may_change: see check_same_run.
         writer, num_writers: of CheckpointStore.
+        beside: {name: JSON value} that have to be equal on all processes, but not to those of the run before.
 
     Raises:
         ValueError: processes were given different settings or data; another run is writing to the folder; there are
             checkpoints, but not to be resumed, or none is intact; see check_same_run.
     """
-    check_agreement(mesh.world_group, dataclasses.asdict(config) | identity)
+    check_agreement(mesh.world_group, dataclasses.asdict(config) | identity | (beside or {}))
     gather = AllGather(mesh.world_group)
 
     def all_agree(verdict):

@@ -2,16 +2,23 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ospnext_ms.config.post_train import MAY_CHANGE as POLICY_MAY_CHANGE
 from ospnext_ms.config.train import MAY_CHANGE
 from ospnext_ms.data.cache import Cache
+from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.parallel.mesh import Mesh
+from ospnext_ms.post_training.trainer import PolicyTrainer
 from ospnext_ms.runtime import start
+from ospnext_ms.storage.peft_format import write_adapter
 from ospnext_ms.storage.training_checkpoint import Checkpoint
+from ospnext_ms.training import resume
 from ospnext_ms.training.loop import Trainer
 from ospnext_ms.training.resume import check_same_run, run_state
 from tests.support import post_train_runs as policy_runs
@@ -111,3 +118,72 @@ def test_a_trainer_refuses_another_global_batch_and_other_data(tmp_path):
         trainer("runner_config.batch_size=4")
     with pytest.raises(ValueError, match="contents of train_dataset.path: "):
         trainer(f"train_dataset.path={other}")
+
+
+class Compared(Exception):
+    """Carries what processes would compare."""
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """Function (function that opens a run) -> {name: value} of what its processes compare."""
+    def stop(group, values):
+        raise Compared(values)
+
+    monkeypatch.setattr(resume, "check_agreement", stop)
+
+    def compared(open_run):
+        with pytest.raises(Compared) as caught:
+            open_run()
+        return caught.value.args[0]
+
+    return compared
+
+
+def differing(first, second):
+    assert first.keys() == second.keys()
+    return {name for name in first if first[name] != second[name]}
+
+
+def test_processes_compare_what_lies_in_the_files_that_training_reads(tmp_path, compared):
+    data, held_out = (runs.write_cache(tmp_path / name, count=4) for name in ("data", "held_out"))
+    weights = tmp_path / "weights.safetensors"
+    save_file({"w": np.zeros(3, np.float32)}, weights)
+    values = runs.settings(tmp_path / "run", data) | {"load_checkpoint": str(weights)}
+    values["eval_dataset"] = {"path": str(held_out), "clips": 2, "sigmas": 1, "every": 2}
+    config = runs.read_config(tmp_path / "c.yaml", values)
+
+    def found():
+        return compared(lambda: Trainer(config, start(config.context), Mesh.single()))
+
+    before = found()
+    assert {"seed", "lr_schedule", "train_dataset"} < before.keys()
+    for name, change in {
+        "contents of load_checkpoint": lambda: save_file({"w": np.ones(3, np.float32)}, weights),
+        "contents of eval_dataset.path": lambda: runs.write_cache(shutil.rmtree(held_out) or held_out, count=4, seed=1),
+        "contents of train_dataset.path": lambda: runs.write_cache(shutil.rmtree(data) or data, count=4, seed=1),
+    }.items():
+        change()
+        after = found()
+        assert differing(before, after) == {name}
+        before = after
+
+
+def test_processes_compare_what_lies_in_the_files_that_post_training_reads(tmp_path, compared):
+    model = policy_runs.write_model(tmp_path)
+    adapter = write_adapter(tmp_path / "adapter", LoRAConfig(rank=2, alpha=4.0, targets=("q",)), {})[0]
+    values = policy_runs.settings(model, tmp_path / "run")
+    values["lora"]["checkpoint"] = str(adapter.parent)
+    config = policy_runs.read_config(tmp_path / "c.yaml", values)
+
+    def found():
+        return compared(lambda: PolicyTrainer(config, start(config.context), Mesh.single()))
+
+    before = found()
+    assert {"seed", "rewards", "contents of model.dit.checkpoint"} < before.keys()
+    for name, file in {"contents of prompt_file": tmp_path / "prompts.txt", "contents of lora.checkpoint": adapter,
+                       "contents of evaluation.prompt_file": tmp_path / "held_out.txt"}.items():
+        file.write_text(file.read_text() + "\na 4 moving up\n")
+        after = found()
+        assert differing(before, after) == {name}
+        before = after
