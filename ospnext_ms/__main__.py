@@ -56,6 +56,9 @@ def _run(parser: ArgumentParser, parsers: dict[str, ArgumentParser], chosen: str
             raise
         print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("SIGINT: ended", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -53,6 +54,8 @@ def _pool(workers):
 
 def _start_worker():
     cv2.setNumThreads(1)
+    # Ctrl-C goes to them too; the parent hears of it and ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def leave_with_the_parent():

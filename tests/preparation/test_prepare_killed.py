@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -80,9 +81,9 @@ output_dir: nowhere
     return tmp_path / "program.py", tmp_path / "run.yaml"
 
 
-def start(files, folder):
+def start(files, folder, **options):
     return subprocess.Popen([sys.executable, *files, folder], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
 
 
 def shards(folder):
@@ -116,3 +117,19 @@ def test_killed_at_random_moments(files, tmp_path):
     assert shards(folder) == expected
     assert (folder / cache.INDEX).read_bytes() == (tmp_path / "whole" / cache.INDEX).read_bytes()
     assert len(cache.Cache(folder).samples) == VIDEOS
+
+
+def test_ctrl_c_is_a_line_and_the_same_command_goes_on(files, tmp_path):
+    process = start(files, tmp_path / "cache", start_new_session=True, text=True)
+    while not shards(tmp_path / "cache"):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    # As a terminal does: to the process and all it has started.
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "SIGINT: ended"
+    assert "Traceback" not in err
+    last = start(files, tmp_path / "cache")
+    assert last.wait() == 0, last.stderr.read()
+    assert len(cache.Cache(tmp_path / "cache").samples) == VIDEOS
