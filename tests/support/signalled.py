@@ -32,6 +32,7 @@ def interrupt(function, at):
 
 def prepare(moment):
     """Puts the signal where it is wanted."""
+    from ospnext_ms.post_training.evaluation import Evaluation
     from ospnext_ms.post_training.rollout import Rollout
     from ospnext_ms.storage import checkpoint_store
     from ospnext_ms.training.fixed_set import FixedSet
@@ -43,6 +44,7 @@ def prepare(moment):
         checkpoint_store.write_file = interrupt(checkpoint_store.write_file, 2)
     elif moment == "evaluation":
         FixedSet.mean_loss = interrupt(FixedSet.mean_loss, 3)
+        Evaluation.__call__ = interrupt(Evaluation.__call__, 2)
     elif moment == "rollout":
         Rollout.__call__ = interrupt(Rollout.__call__, 2)
 

@@ -1,8 +1,10 @@
 """Runs that get SIGTERM in a step, in a save, in an evaluation, in a rollout, and go on: equal to undisturbed ones."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -34,6 +36,7 @@ def policy_settings(folder, model, processes):
     values = policy_runs.settings(model, folder, runner_config={"iterations": 3})
     values["context"]["mode"] = "pynative"
     values["parallel_config"] = {"data_parallel": processes}
+    values["evaluation"]["every"] = 1
     return values
 
 
@@ -92,6 +95,7 @@ def tensors(folder):
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(("command", "moment"), [
     ("train", "step"), ("train", "save"), ("train", "evaluation"), ("post-train", "rollout"), ("post-train", "save"),
+    ("post-train", "evaluation"),
 ])
 def test_interrupted_and_resumed_equals_undisturbed(undisturbed, sources, tmp_path, command, moment, processes):
     expected = undisturbed(command, processes)
@@ -131,3 +135,26 @@ def test_ctrl_c_says_a_word(sources, tmp_path, mode):
     assert job.returncode == 130
     assert "SIGINT: the step is finished and saved" in err
     assert "the same command goes on from there" in out
+
+
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
+def test_a_second_ctrl_c_does_not_wait_for_the_step(sources, tmp_path, mode):
+    config = prepare(sources, "train", tmp_path / "run", 1)
+    # A step of half a minute or more.
+    command = [sys.executable, "-m", "ospnext_ms", "train", "--config", str(config), "--set", f"context.mode={mode}",
+               "--set", "runner_config.gradient_accumulation_steps=8000"]
+    job = subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE)
+    while "a checkpoint takes" not in job.stdout.readline():
+        assert job.poll() is None
+    time.sleep(10)
+    os.kill(job.pid, signal.SIGINT)
+    while "SIGINT: the step is finished and saved" not in job.stderr.readline():
+        assert job.poll() is None
+    began = time.monotonic()
+    os.kill(job.pid, signal.SIGINT)
+    _, err = job.communicate(timeout=120)
+    assert time.monotonic() - began < 20
+    assert job.returncode == 130
+    assert "SIGINT: ended at once" in err
+    assert CheckpointStore(tmp_path / "run" / "out" / "checkpoints").newest() is None
