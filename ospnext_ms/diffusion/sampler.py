@@ -11,6 +11,7 @@ from mindspore import Tensor, ops
 
 from ospnext_ms.diffusion.flow import NUM_TRAIN_TIMESTEPS, inference_sigmas
 from ospnext_ms.diffusion.flow import noise_std as noise_std
+from ospnext_ms.diffusion.multistep import DPMSolverSampler
 from ospnext_ms.diffusion.unipc import UniPCSampler
 from ospnext_ms.kernels.reductions import mean_per_sample
 from ospnext_ms.kernels.timesteps import log
@@ -19,7 +20,7 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def make_sampler(name, num_steps, shift):
-    """Sampler for serving: "euler" (as OSP-Next) or "unipc" (as Wan2.1).
+    """Sampler for serving: "euler" (as OSP-Next), "unipc" or "dpm++" (both as Wan2.1).
 
     It has `.timesteps`, a list of num_steps floats for the network; `.sigmas`, the noise levels they stand for and the
     final 0, float64 [num_steps + 1]; `.step(i, velocity, sample)`, which takes the sample at sigmas[i] and the velocity
@@ -41,7 +42,7 @@ def sampler_from_sigmas(name, sigmas):
 
 
 def _sampler_class(name):
-    classes = {"euler": EulerSampler, "unipc": UniPCSampler}
+    classes = {"euler": EulerSampler, "unipc": UniPCSampler, "dpm++": DPMSolverSampler}
     if name not in classes:
         raise ValueError(f"sampler is {name!r}; valid: {', '.join(map(repr, classes))}")
     return classes[name]

@@ -45,7 +45,7 @@ class Rollout:
     Args:
         velocity: callable (x [B, ...], t [B], text [B, L, C], negative [B, L, C]) -> guided velocity.
         batch_size: B; smaller batches are filled up, so that one graph serves all.
-        rest_sampler: "euler" or "unipc", the ODE after the window.
+        rest_sampler: of diffusion.choices.SamplerName, the ODE after the window.
     """
 
     def __init__(self, velocity, batch_size, rest_sampler):

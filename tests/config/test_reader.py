@@ -40,7 +40,7 @@ def test_shipped_files_are_valid(name, shape):
     ("sampling.steps=2.5", r"sampling\.steps: the number 2\.5 is not a whole number"),
     ("sampling.steps=true", r"sampling\.steps: the truth value True is not a whole number"),
     ("sampling.shift=true", r"sampling\.shift: the truth value True is not a number"),
-    ("sampling.sampler=ddim", r"sampling\.sampler: the text 'ddim' is not one of euler, unipc"),
+    ("sampling.sampler=ddim", r"sampling\.sampler: the text 'ddim' is not one of euler, unipc, dpm\+\+"),
     ("sampling.negative_prompt=", r"sampling\.negative_prompt: null is not a text"),
     ("prompts.prompt='a: b'", None),
     ("prompts.prompt={a: b}", r"prompts\.prompt: a section \(a\) is not a text or null"),

@@ -264,7 +264,7 @@ def test_euler_sampler():
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("heun", 4, 3.0), "'euler', 'unipc'"),
+    (("heun", 4, 3.0), r"'euler', 'unipc', 'dpm\+\+'"),
     (("euler", 0, 3.0), "num_steps is 0"),
     (("unipc", 0, 3.0), "num_steps is 0"),
     (("euler", 4, 0.0), "shift is 0.0"),

@@ -5,19 +5,12 @@ import pytest
 from mindspore import Tensor
 
 from ospnext_ms.diffusion.sampler import make_sampler
-from ospnext_ms.diffusion.unipc import SIGMA_MAX
+from ospnext_ms.diffusion.unipc import UniPCSampler
 from tests.support import toy
 from tests.support.compare import relative_error
+from tests.support.samplers import sample, sample_with_diffusers
 
 NOISE = np.random.default_rng(0).standard_normal((2, 4, 3, 6, 6)).astype(np.float32)
-
-
-def sample(sampler, field, x, levels):
-    """Runs a sampler over `field`, which is evaluated in float64 at `levels[i]`."""
-    x = Tensor(x)
-    for i in range(len(sampler.timesteps)):
-        x = sampler.step(i, Tensor(field(x.asnumpy().astype(np.float64), levels[i]).astype(np.float32)), x)
-    return x.asnumpy()
 
 
 def diffusers_scheduler(num_steps, shift):
@@ -25,19 +18,10 @@ def diffusers_scheduler(num_steps, shift):
     diffusers = pytest.importorskip("diffusers", reason="diffusers is the reference for UniPC")
     scheduler = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, solver_order=2, solver_type="bh2")
-    scheduler.set_timesteps(sigmas=np.linspace(SIGMA_MAX, 0, num_steps + 1)[:-1])
+    scheduler.set_timesteps(sigmas=np.linspace(UniPCSampler.SIGMA_MAX, 0, num_steps + 1)[:-1])
     # Looked up by timestep, a step would be found wrongly where truncation makes two timesteps equal.
     scheduler.set_begin_index(0)
     return scheduler
-
-
-def sample_with_diffusers(scheduler, field, x):
-    torch = pytest.importorskip("torch")
-    x = torch.from_numpy(x)
-    for t in scheduler.timesteps:
-        velocity = field(x.numpy().astype(np.float64), t.item() / 1000)
-        x = scheduler.step(torch.from_numpy(velocity.astype(np.float32)), t, x).prev_sample
-    return x.numpy()
 
 
 @pytest.mark.parametrize(("num_steps", "shift"), [(1, 5.0), (2, 5.0), (3, 5.0), (5, 5.0), (10, 8.0), (20, 3.0),
