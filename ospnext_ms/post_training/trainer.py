@@ -66,7 +66,7 @@ class PolicyTrainer:
         held_out = read_prompts(config.evaluation.prompt_file)
         check_shares(config.rollout.prompts, config.rollout.group_size, mesh.data_size)
         self.identity = self._identity()
-        self.store, resumed = open_run(config, self.identity, MAY_CHANGE, mesh,
+        self.store, resumed = open_run(config, runtime, self.identity, MAY_CHANGE, mesh,
                                        beside=_read_once(config, held_out))
         self.reward = CombinedReward(config.rewards)
         if mesh.is_leader:

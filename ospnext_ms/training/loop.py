@@ -57,7 +57,7 @@ class Trainer:
         self.source = open_source(config, mesh, encode)
         self.inputs = StepInputs(config, self.source, mesh)
         self.identity = self._identity()
-        self.store, resumed = open_run(config, self.identity, MAY_CHANGE, mesh, mesh.shard_group.index,
+        self.store, resumed = open_run(config, runtime, self.identity, MAY_CHANGE, mesh, mesh.shard_group.index,
                                        mesh.shard_group.size, _read_once(config))
         self._build(resumed)
         self.fixed_set = None

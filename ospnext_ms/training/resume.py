@@ -23,11 +23,12 @@ from ospnext_ms.storage.run_lock import RunLock
 CHECKPOINTS = "checkpoints"
 
 
-def open_run(config, identity, may_change, mesh, writer=0, num_writers=1, beside=None):
+def open_run(config, runtime, identity, may_change, mesh, writer=0, num_writers=1, beside=None):
     """(CheckpointStore, newest intact Checkpoint or None) of a run; all processes call it.
 
     Args:
-        config: TrainConfig or PostTrainConfig. identity: {name: JSON value}. may_change: see check_same_run.
+        config: TrainConfig or PostTrainConfig. runtime: Runtime. identity: {name: JSON value}. may_change: see
+            check_same_run.
         writer, num_writers: of CheckpointStore.
         beside: {name: JSON value} that have to be equal on all processes, but not to those of the run before.
 
@@ -55,7 +56,7 @@ def open_run(config, identity, may_change, mesh, writer=0, num_writers=1, beside
     all_agree(True)
     newest = store.newest(reader=mesh.rank, num_readers=mesh.size, agree=all_agree)
     if newest is not None:
-        check_same_run(newest, config, identity, may_change)
+        check_same_run(newest, config, identity, may_change, runtime.dtype_name)
     return store, newest
 
 
@@ -64,16 +65,17 @@ def run_state(config, identity):
     return {"configuration": dataclasses.asdict(config), "identity": identity}
 
 
-def check_same_run(checkpoint, config, identity, may_change):
+def check_same_run(checkpoint, config, identity, may_change, compute_dtype):
     """Compares a run with the one that saved a checkpoint; defaults stand for keys that were not there yet.
 
     Args:
-        may_change: see config.differences.
+        may_change: see config.differences. compute_dtype: "fp32" or "bf16".
 
     Raises:
         ValueError: naming every other key that differs.
     """
-    saved = dataclasses.asdict(read_section(type(config), checkpoint.state["configuration"]))
+    configuration = _in_todays_words(checkpoint.state["configuration"], compute_dtype)
+    saved = dataclasses.asdict(read_section(type(config), configuration))
     # A checkpoint of a version that kept no identity is taken at its configuration's word.
     saved_identity = checkpoint.state.get("identity", identity)
     lines = differences(saved | saved_identity, dataclasses.asdict(config) | identity, may_change)
@@ -82,6 +84,15 @@ def check_same_run(checkpoint, config, identity, may_change):
                          + "\nSet them back to resume it. To start anew give another output_dir; with load_checkpoint "
                          f"(post-train: lora.checkpoint) and resume_training: false it starts from weights, such as "
                          f"{checkpoint.path}/parameters or the adapters of a finished run")
+
+
+def _in_todays_words(configuration, compute_dtype):
+    """A saved configuration where null for the residual stream, once the default, is what it stood for."""
+    model = configuration["model"]
+    dit = model["dit"]
+    if dit.get("residual_dtype", compute_dtype) is None:
+        dit = dit | {"residual_dtype": compute_dtype}
+    return configuration | {"model": model | {"dit": dit}}
 
 
 def leave(number, done, store, highest, monitor, close=lambda: None):

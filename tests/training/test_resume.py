@@ -27,7 +27,8 @@ from tests.support import train_runs as runs
 
 def compare(saved, given, may_change, then=None, now=None):
     state = json.loads(json.dumps(run_state(saved, then or {})))
-    check_same_run(Checkpoint(Path("out/checkpoints/step_00000003"), 3, state, {}), given, now or {}, may_change)
+    check_same_run(Checkpoint(Path("out/checkpoints/step_00000003"), 3, state, {}), given, now or {}, may_change,
+                   "fp32")
 
 
 @pytest.mark.parametrize("override", [
@@ -70,11 +71,21 @@ def test_keys_that_a_checkpoint_does_not_know_have_their_defaults(tmp_path):
     state = {"configuration": dataclasses.asdict(config)}
     del state["configuration"]["clipping"], state["configuration"]["ema"]["warm_up"]
     checkpoint = Checkpoint(Path("step_00000003"), 3, state, {})
-    check_same_run(checkpoint, config, {"samples of a step": 4}, MAY_CHANGE)
+    check_same_run(checkpoint, config, {"samples of a step": 4}, MAY_CHANGE, "fp32")
     default = config.ema.warm_up
     other = dataclasses.replace(config, ema=dataclasses.replace(config.ema, warm_up=not default))
     with pytest.raises(ValueError, match=f"ema.warm_up: {str(default).lower()} then, {str(not default).lower()} now"):
-        check_same_run(checkpoint, other, {"samples of a step": 4}, MAY_CHANGE)
+        check_same_run(checkpoint, other, {"samples of a step": 4}, MAY_CHANGE, "fp32")
+
+
+def test_a_residual_stream_once_saved_as_null_was_in_the_compute_dtype(tmp_path):
+    config = runs.read_config(tmp_path / "c.yaml", runs.settings("out", "data"))
+    state = json.loads(json.dumps(run_state(config, {})))
+    state["configuration"]["model"]["dit"]["residual_dtype"] = None
+    checkpoint = Checkpoint(Path("step_00000003"), 3, state, {})
+    check_same_run(checkpoint, config, {}, MAY_CHANGE, "fp32")
+    with pytest.raises(ValueError, match='model.dit.residual_dtype: "bf16" then, "fp32" now'):
+        check_same_run(checkpoint, config, {}, MAY_CHANGE, "bf16")
 
 
 def test_rewards_may_be_given_more_time_but_not_another_weight(tmp_path):
