@@ -6,6 +6,7 @@ tensor by tensor: a process never holds more than its own part and one tensor.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import mindspore as ms
 from mindspore import nn
@@ -20,11 +21,12 @@ from ospnext_ms.models.vae import WanVAE
 from ospnext_ms.parallel.mesh import Mesh
 from ospnext_ms.parallel.sharding import ShardedWeights
 from ospnext_ms.parallel.ssp import ParallelSequence
-from ospnext_ms.quant.network import quantized_parts
+from ospnext_ms.quant.network import freeze_linears, quantized_parts
 from ospnext_ms.runtime import DTYPES
+from ospnext_ms.storage.hif8_weights import as_held
 from ospnext_ms.storage.open_weights import open_headers, open_weights
 from ospnext_ms.storage.peft_format import read_adapter
-from ospnext_ms.storage.weights import load_weights, mismatch_report, set_tensors
+from ospnext_ms.storage.weights import load_weights, mismatch_report, round_to, set_tensors
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def assemble_dit(config, runtime, mesh=None, tensors: Mapping | None = None, ori
                  recompute=False) -> BuiltDiT:
     """The transformer of a DiTConfig, for whatever it is used.
 
+    Linears that compute in HiF8 and are not trained (inference, or adapters beside them) hold their weights in 8 bits.
+
     Args:
         config: DiTConfig. runtime: runtime.Runtime. mesh: parallel.mesh.Mesh, None for one process.
         tensors: {name: stored tensor}, of which this process takes its part; None leaves the random start, which is
@@ -81,6 +85,10 @@ def assemble_dit(config, runtime, mesh=None, tensors: Mapping | None = None, ori
         with no_init_parameters():
             net = _network(config, runtime, mesh, param_dtype, residual_dtype, switch_dtype)
     net.set_train(training)
+    codes = freeze_linears(net) if config.quant and (lora is not None or not training) else {}
+    if codes and tensors is not None:
+        tensors = as_held(tensors, codes, config.quant_config.scale_max_forward,
+                          partial(round_to, dtype=param_dtype or runtime.dtype))
     names = [name for name, _ in net.parameters_and_names()]
     adapters = None if lora is None else Adapters(net, lora, seed)
     if arrays is not None:

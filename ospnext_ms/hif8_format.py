@@ -133,6 +133,18 @@ def scale_of(amax: np.floating | float, scale_max: float) -> np.float32:
     return np.float32(1) if amax == 0 else min(np.float32(scale_max) / np.float32(amax), np.float32(MAX_SCALE))
 
 
+def encode_scaled(x: np.ndarray, scale_max: float) -> tuple[np.ndarray, np.ndarray]:
+    """(codes uint8, shape of x, and scale fp32 [1]) of fp32 numbers under per-tensor scaling: what x * scale rounds to,
+    where scale brings the largest |x| to `scale_max`. ValueError: numbers that are not finite."""
+    scale = scale_of(max(x.max(), -x.min()) if x.size else np.float32(0), scale_max)
+    codes = np.empty(x.shape, np.uint8)
+    numbers, results = np.ascontiguousarray(x).reshape(-1), codes.reshape(-1)
+    for start in range(0, x.size, BLOCK):
+        block = numbers[start : start + BLOCK] * scale
+        np.take(nearest_codes(), block.view(np.uint16)[UPPER_HALF::2], out=results[start : start + BLOCK], mode="clip")
+    return codes, np.array([scale], np.float32)
+
+
 def check_rounding(rounding: str, seed: int | None) -> str:
     """`rounding`, if it is one and goes with the seed; else ValueError."""
     if rounding not in ROUNDINGS:

@@ -5,13 +5,14 @@ from dataclasses import replace
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import ParameterTuple, Tensor
 
 from ospnext_ms.build import assemble_dit, build_dit, build_text_encoder, build_vae, check_checkpoints
 from ospnext_ms.config.generate import GenerateConfig
 from ospnext_ms.config.reader import read_section
+from ospnext_ms.hif8_format import encode_scaled
 from ospnext_ms.models.dit import OSPNextDiT
-from ospnext_ms.models.lora import LoRAConfig
+from ospnext_ms.models.lora import Adapters, LoRAConfig
 from ospnext_ms.models.umt5 import UMT5Encoder
 from ospnext_ms.models.vae import WanVAE
 from ospnext_ms.quant.hif8 import HiF8Linear
@@ -19,10 +20,12 @@ from ospnext_ms.quant.hif8_attention import AttentionInputs, HiF8Attention
 from ospnext_ms.runtime import Runtime
 from ospnext_ms.storage.open_weights import open_weights
 from ospnext_ms.storage.peft_format import write_adapter
+from ospnext_ms.storage.safetensors_io import write_file
 from ospnext_ms.storage.weights import load_weights
 from tests.support import generate_runs as runs
 from tests.support.compare import relative_error
 from tests.support.dit_twins import random_inputs
+from tools.conversion.quantised import quantise
 
 RUNTIME = Runtime("CPU", ms.float32, False)
 LORA = LoRAConfig(rank=2, alpha=4.0, targets=("q", "ffn.0"))
@@ -65,6 +68,63 @@ def test_quantised_as_configured(model):
     assert isinstance(block.self_attn.inputs, AttentionInputs)
     assert isinstance(block.cross_attn.attention, HiF8Attention)
     assert 1e-3 < relative_error(outputs(net, section), outputs(build_dit(model.dit, RUNTIME), section)) < 0.2
+
+
+HELD = {"quant": "hif8", "quant_attention": "hif8"}
+
+
+@pytest.mark.parametrize(("stored", "compiled"), [("full precision", False), ("8 bits", False),
+                                                  ("full precision", True)])
+def test_weights_held_in_8_bits_give_the_same_bits(model, tmp_path, stored, compiled):
+    """As quantising them in every call does; held so where they are not trained, from checkpoints of either kind."""
+    section, runtime = replace(model.dit, **HELD), replace(RUNTIME, compiled=compiled)
+    if stored == "8 bits":
+        tensors, _ = quantise(open_weights(section.checkpoint))
+        write_file(tmp_path / "dit.safetensors", tensors)
+        section = replace(section, checkpoint=str(tmp_path / "dit.safetensors"))
+    held = build_dit(section, runtime)
+    trained = assemble_dit(section, runtime, tensors=open_weights(section.checkpoint), training=True).net
+    linears = [cell for _, cell in held.cells_and_names() if isinstance(cell, HiF8Linear)]
+    assert len(linears) == 10 * section.num_layers
+    assert all(cell.weight.dtype == ms.uint8 for cell in linears)
+    assert all(parameter.dtype != ms.uint8 for parameter in trained.get_parameters())
+    # Networks that are trained differ in nothing but what is kept.
+    trained.set_train(False)
+    pair = [outputs(runtime.compile(net), section) for net in (held, trained)]
+    assert np.array_equal(*pair)
+
+
+def test_numbers_are_rounded_to_the_dtype_that_would_hold_them(model):
+    """In bf16 first, as weights were that are quantised in every call."""
+    section = replace(model.dit, **HELD)
+    name = "blocks.0.ffn.0.weight"
+    stored = open_weights(section.checkpoint)[name].numpy().astype(np.float32)
+    for dtype in (ms.float32, ms.bfloat16):
+        net = assemble_dit(section, RUNTIME, tensors=open_weights(section.checkpoint), param_dtype=dtype).net
+        numbers = Tensor(stored).astype(dtype).astype(ms.float32).asnumpy()
+        codes, scale = encode_scaled(numbers, 15.0)
+        assert np.array_equal(net.blocks[0].ffn[0].weight.asnumpy(), codes)
+        assert np.array_equal(net.blocks[0].ffn[0].code_scale.asnumpy(), scale)
+
+
+def test_adapters_beside_weights_held_in_8_bits(model, adapter):
+    """Output and gradients of the adapters, bit by bit."""
+    section, tensors = replace(model.dit, **HELD), open_weights(model.dit.checkpoint)
+    inputs = [Tensor(array) for array in random_inputs(section, (2, 4, 4), batch=1, text_len=5)]
+    results = []
+    for is_held in (True, False):
+        built = assemble_dit(section, RUNTIME, tensors=tensors, training=True, **({"adapter": adapter[0]} if is_held
+                                                                                  else {}))
+        adapters = built.adapters
+        if not is_held:
+            adapters = Adapters(built.net, LORA)
+            adapters.load(adapter[1])
+        weights = ParameterTuple(adapters.parameters)
+        value, gradients = ms.value_and_grad(lambda *x, net=built.net: net(*x).sum(), None, weights)(*inputs)
+        results.append([value.asnumpy(), *(gradient.asnumpy() for gradient in gradients)])
+        assert (built.net.blocks[0].ffn[0].weight.dtype == ms.uint8) == is_held
+    assert all(np.array_equal(held, plain) for held, plain in zip(*results, strict=True))
+    assert any(array.any() for array in results[0][1:])
 
 
 def test_adapted_as_stored(model, adapter):

@@ -119,7 +119,10 @@ class AllGather(_Collective):
         x = ops.stop_gradient(x)
         if self.native:
             return self.all_gather(x)
-        return self.all_reduce(_placed(x, self.index * x.shape[0], self.size * x.shape[0]))
+        # The CPU's AllReduce takes no bytes; they are exact in fp32.
+        sent = x.astype(ms.float32) if x.dtype == ms.uint8 else x
+        whole = self.all_reduce(_placed(sent, self.index * x.shape[0], self.size * x.shape[0]))
+        return whole.astype(x.dtype)
 
 
 class ReduceScatterSum(_Collective):

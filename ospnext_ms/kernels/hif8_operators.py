@@ -88,6 +88,25 @@ class Quantize(nn.Cell):
         return self.round(x * scale).astype(self.dtype)
 
 
+class Decode(nn.Cell):
+    """HiF8 codes, uint8 of any shape -> their numbers: hifloat8 where `native`, which is the same bytes, else `dtype`,
+    in which they are exact. Without gradient."""
+
+    def __init__(self, native, dtype):
+        super().__init__()
+        self.native = native
+        self.dtype = dtype
+        self.on_host = None if on_ascend() else ops.Custom(_values_of, _same_shape, ms.float32, func_type="pyfunc")
+        self.table = Tensor(hif8.values(), ms.float32).astype(dtype)
+
+    def construct(self, codes):
+        if self.native:
+            return codes.view(ms.hifloat8)
+        if self.on_host is not None:
+            return self.on_host(codes).astype(self.dtype)
+        return ops.gather(self.table, codes.astype(ms.int32), 0)
+
+
 class RoundByArithmetic(nn.Cell):
     """Nearest HiF8 value of every fp32 number, from floating-point operations that every device has. fp32.
 
@@ -168,6 +187,10 @@ def _round_scaled(x, scale):
     # Infinite and signalling numbers are not errors here: they become infinities and NaN.
     with np.errstate(all="ignore"):
         return hif8.round_nearest(x, scale)
+
+
+def _values_of(codes):
+    return hif8.decode(codes)
 
 
 def quantize_dequantize_on_device(x, scale_max):

@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 from mindspore.ops.auto_generate import GroupedMatmulV4
 
-from ospnext_ms.kernels.hif8_operators import ALONE, Quantize, Scale
+from ospnext_ms.kernels.hif8_operators import ALONE, Decode, Quantize, Scale
 
 FP16_MAX = 65504.0
 
@@ -115,3 +115,28 @@ class HiF8Product(nn.Cell):
         dx = self.matmul_x(g8, self.quantize(w_NK, w_scale), 1 / g_scale, 1 / w_scale)
         dw = self.matmul_w(g8, self.quantize(x_MK, x_scale), 1 / g_scale, 1 / x_scale)
         return dx.astype(x_MK.dtype), dw.astype(w_NK.dtype), ops.zeros_like(x_scale), ops.zeros_like(w_scale)
+
+
+class HiF8FrozenProduct(nn.Cell):
+    """HiF8Product with the codes of a w that is never trained: the same numbers, bit for bit, and no gradient of w.
+
+    Inputs: x [M, K] of any float dtype, codes of round(s_w w) uint8 [N, K], the scales of x and w fp32 [1]. Output
+    [M, N]. The decoded numbers live no longer than the product. Arguments as of HiF8Product.
+    """
+
+    def __init__(self, native, dtype, scale_max_forward, scale_max_backward, group=ALONE):
+        super().__init__()
+        self.quantize = Quantize(native, dtype, scale_max_forward)
+        self.quantize_gradient = Quantize(native, dtype, scale_max_backward)
+        self.decode = Decode(native, dtype)
+        self.gradient_scale = Scale(scale_max_backward, group)
+        self.matmul = MatMul(native, dtype, scale_max_forward**2)
+        self.matmul_x = MatMul(native, dtype, scale_max_forward * scale_max_backward, plain_b=True)
+
+    def construct(self, x_MK, codes_NK, x_scale, w_scale):
+        return self.matmul(self.quantize(x_MK, x_scale), self.decode(codes_NK), 1 / x_scale, 1 / w_scale)
+
+    def bprop(self, x_MK, codes_NK, x_scale, w_scale, out, dout):
+        g_scale = self.gradient_scale(dout)
+        dx = self.matmul_x(self.quantize_gradient(dout, g_scale), self.decode(codes_NK), 1 / g_scale, 1 / w_scale)
+        return dx.astype(x_MK.dtype), ops.zeros_like(codes_NK), ops.zeros_like(x_scale), ops.zeros_like(w_scale)

@@ -37,13 +37,15 @@ class QuantConfig:
     `backend`: the device's own HiF8 (native), exact emulation (emulate), or native where a probe agrees (auto).
     `scale_scope`: a rank scales what it holds (local, as OSP-Next was trained), or the ranks that share a video find
     one scale, so that results do not depend on their number (global). Largest numbers are scaled to `scale_max_forward`
-    (activations, weights, q, k, v) and `scale_max_backward` (gradients).
+    (activations, weights, q, k, v) and `scale_max_backward` (gradients). `centre_keys`: attention is given k less its
+    mean over the tokens, which changes no number but those that are rounded.
     """
 
     backend: BackendName = "auto"
     scale_scope: Literal["local", "global"] = "local"
     scale_max_forward: float = SCALE_MAX_FORWARD
     scale_max_backward: float = SCALE_MAX_BACKWARD
+    centre_keys: bool = False
 
     def __post_init__(self):
         _require_choices("quant_config", self)

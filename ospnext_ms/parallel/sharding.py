@@ -45,13 +45,25 @@ class GatheredWeight(nn.Cell):
         return (self.reduce_scatter(dout, "weight_gradients").astype(shard.dtype),)
 
 
+class GatheredCodes(nn.Cell):
+    """Shard of 8-bit codes, uint8 [n, in] -> those of the whole weight [rows, in]. Without gradient."""
+
+    def __init__(self, group, rows):
+        super().__init__()
+        self.rows = rows
+        self.all_gather = AllGather(group)
+
+    def construct(self, shard):
+        return narrow(self.all_gather(shard, "weights"), 0, 0, self.rows)
+
+
 class ShardedWeights:
     """Spreads the weights of a network's linear layers over the mesh's shard group; nothing where that is one process.
 
     Puts smaller parameters in the place of `net`'s, with this rank's rows of the values that are there already. To be
     called before optimiser and averages are made from them and before anything is compiled. A linear layer is a Cell
     with `weight` [out, in], `gather_weight` and the `dtype` it computes in, in which its weight is sent (see
-    models.layers.Linear). Names are those inside `net`, as in its checkpoints.
+    models.layers.Linear); codes are sent as they are. Names are those inside `net`, as in its checkpoints.
 
     Args:
         net: Cell, the same weights on all ranks (or none allocated yet). mesh: parallel.mesh.Mesh.
@@ -127,5 +139,6 @@ class ShardedWeights:
             shard = Tensor(self.cut(name, weight.asnumpy()), weight.dtype)
         # A new parameter: PyNative's gradients go by the shape that an old one was made with.
         cell.weight = Parameter(shard, name=weight.name, requires_grad=weight.requires_grad)
-        cell.gather_weight = GatheredWeight(self.group, shape[0], cell.dtype)
+        cell.gather_weight = (GatheredCodes(self.group, shape[0]) if weight.dtype == ms.uint8
+                              else GatheredWeight(self.group, shape[0], cell.dtype))
         self._members.add(id(cell.weight))

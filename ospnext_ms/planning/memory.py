@@ -14,6 +14,7 @@ from ospnext_ms.parallel.degrees import layout
 from ospnext_ms.planning import shapes
 from ospnext_ms.planning.workload import Workload
 from ospnext_ms.skiparse import SkiparsePlan
+from ospnext_ms.storage.hif8_weights import quantised_names
 from ospnext_ms.training.chunks import CHUNK_SIZE
 
 # FlashAttentionScore keeps the maximum and the sum of the softmax, 8 fp32 values each.
@@ -45,7 +46,7 @@ def estimate(workload: Workload, recompute: bool | None = None) -> Memory:
     parameters = shapes.dit_parameters(workload.dit)
     held = shapes.shard_count(parameters, workload.parallel.parameter_shard)
     trained = held if workload.trained == "all" else shapes.lora_count(parameters, workload.lora)
-    lasting = {"weights": workload.stored * held, "optimiser": 8 * trained}
+    lasting = {"weights": _weights(workload, parameters), "optimiser": 8 * trained}
     if workload.trained == "lora":
         lasting["adapters"] = 4 * trained
     if workload.ema:
@@ -62,8 +63,7 @@ def estimate(workload: Workload, recompute: bool | None = None) -> Memory:
 def _generation(workload: Workload) -> Memory:
     """The networks are loaded one after the other, so each is a phase."""
     parameters = shapes.dit_parameters(workload.dit)
-    held = shapes.shard_count(parameters, workload.parallel.parameter_shard)
-    phases = {"denoising": {"weights": workload.stored * held, "one block's work": _forward_work(workload),
+    phases = {"denoising": {"weights": _weights(workload, parameters), "one block's work": _forward_work(workload),
                             **_weight_copies(workload, parameters, recompute=True)}}
     if workload.text_encoder is not None:
         phases["text"] = {"text encoder": workload.stored * shapes.umt5_count(workload.text_encoder)}
@@ -71,6 +71,20 @@ def _generation(workload: Workload) -> Memory:
         phases["decoding"] = {"VAE": 4 * _VAE_WEIGHTS * workload.vae.dim**2,
                               "frames under way": _vae_work(workload.vae, workload)}
     return Memory({}, phases)
+
+
+def _codes(workload: Workload, parameters: Shapes) -> Shapes:
+    """The weights that are held in 8 bits: those computed with in HiF8, where they are not trained."""
+    if workload.dit.quant is None or workload.trained == "all":
+        return {}
+    return {name: parameters[name] for name in quantised_names(parameters)}
+
+
+def _weights(workload: Workload, parameters: Shapes) -> int:
+    """Weights as they are held by this device."""
+    shard, codes = workload.parallel.parameter_shard, _codes(workload, parameters)
+    others = {name: shape for name, shape in parameters.items() if name not in codes}
+    return shapes.shard_count(codes, shard) + workload.stored * shapes.shard_count(others, shard)
 
 
 def _vae_work(vae: VAEConfig, workload: Workload) -> int:
@@ -161,6 +175,11 @@ def _pairs(workload: Workload) -> Iterator[float]:
 def _weight_copies(workload: Workload, parameters: Shapes, recompute: bool) -> dict[str, int]:
     """Weights in the dtype and wholeness in which they are used, where that is not how they are stored."""
     sharded, c = workload.parallel.parameter_shard > 1, workload.compute
+    if codes := _codes(workload, parameters):
+        # The decoded numbers of one layer at a time, and the codes of one block where they are gathered.
+        copies = {"one layer's decoded weight": c * max(shapes.count({name: codes[name]}) for name in codes)}
+        block = {name: shape for name, shape in codes.items() if name.startswith("blocks.0.")}
+        return copies | ({"gathered codes": shapes.count(block)} if sharded else {})
     if not sharded and workload.stored == c:
         return {}
     name = "gathered weights" if sharded else "weights in the compute dtype"

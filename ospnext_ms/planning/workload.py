@@ -154,7 +154,8 @@ def _dtypes(config: GenerateConfig | TrainConfig | PostTrainConfig) -> tuple[str
 def _quant_notes(dit: DiTConfig) -> tuple[str, ...]:
     if not (dit.quant or dit.quant_attention):
         return ()
-    return ("dit.quant: planned in the compute dtype; what 8 bits save or their scales cost is not counted",)
+    return ("dit.quant: weights that are not trained are planned in 8 bits, all else in the compute dtype; what scales "
+            "cost is not counted",)
 
 
 def _training(config: TrainConfig, parallel: ParallelSection, video: tuple[int, int, int],

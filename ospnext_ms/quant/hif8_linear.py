@@ -8,11 +8,14 @@ The gradient passes straight through the roundings.
 """
 
 import mindspore as ms
+from mindspore import Parameter, Tensor
+from mindspore.common.initializer import initializer
 
+from ospnext_ms import hif8_format
 from ospnext_ms.hif8_format import SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
 from ospnext_ms.kernels.hif8_backend import choose_backend
 from ospnext_ms.kernels.hif8_operators import ALONE, Scale
-from ospnext_ms.kernels.hif8_product import HiF8Product
+from ospnext_ms.kernels.hif8_product import HiF8FrozenProduct, HiF8Product
 from ospnext_ms.kernels.linear import add_bias
 from ospnext_ms.models.layers import Linear
 from ospnext_ms.quant.recipe import HiF8Recipe
@@ -23,6 +26,9 @@ class HiF8Linear(Linear):
 
     Input [..., in_channels] of any float dtype, output [..., out_channels] in `dtype`. Where amax is not finite, so is
     no number of the output.
+
+    A layer that is not trained can hold its weight in 8 bits (`freeze`): `weight` is then the codes, uint8, and
+    `code_scale` fp32 [1] the scale that they were rounded with. Output and gradient of the input stay the same numbers.
 
     Args:
         native: use the device's own HiF8; None: where it has one. group: see HiF8Recipe.
@@ -37,11 +43,32 @@ class HiF8Linear(Linear):
         self.input_scale = Scale(recipe.scale_max_forward, recipe.group)
         self.weight_scale = Scale(recipe.scale_max_forward)
         self.product = HiF8Product(native, dtype, scale_max_forward, scale_max_backward, group)
+        self.frozen_product = HiF8FrozenProduct(native, dtype, scale_max_forward, scale_max_backward, group)
+        self.is_frozen = False
+
+    def freeze(self):
+        """Puts codes and their scale in the place of the weight, of its numbers where it has any yet.
+
+        To be called before the weight is sharded and before anything is compiled. Raises ValueError where the weight
+        is not finite.
+        """
+        weight = self.weight
+        if weight.has_init:
+            codes, scale = initializer("zeros", weight.shape, ms.uint8), initializer("ones", (1,), ms.float32)
+        else:
+            codes, scale = map(Tensor, hif8_format.encode_scaled(weight.astype(ms.float32).asnumpy(),
+                                                                 self.input_scale.scale_max))
+        self.weight = Parameter(codes, name=weight.name, requires_grad=False)
+        self.code_scale = Parameter(scale, name=weight.name.replace("weight", "code_scale"), requires_grad=False)
+        self.is_frozen = True
 
     def construct(self, x):
         weight = self.gather_weight(self.weight)
         x_MK = x.reshape(-1, x.shape[-1])
-        y = self.product(x_MK, weight, self.input_scale(x_MK), self.weight_scale(weight))
+        if self.is_frozen:
+            y = self.frozen_product(x_MK, weight, self.input_scale(x_MK), self.code_scale)
+        else:
+            y = self.product(x_MK, weight, self.input_scale(x_MK), self.weight_scale(weight))
         if self.has_bias:
             y = add_bias(y, self.bias.astype(self.dtype))
         y = y.reshape(*x.shape[:-1], weight.shape[0])

@@ -5,7 +5,7 @@ import mindspore as ms
 from ospnext_ms.kernels.attention import Attention, default_attention
 from ospnext_ms.kernels.collectives import ProcessGroup
 from ospnext_ms.quant.hif8_attention import AttentionInputs, HiF8Attention
-from ospnext_ms.quant.hif8_linear import hif8_linear_factory
+from ospnext_ms.quant.hif8_linear import HiF8Linear, hif8_linear_factory
 from ospnext_ms.quant.recipe import make_recipe
 
 
@@ -32,11 +32,22 @@ def quantized_parts(config, dtype=ms.float32, param_dtype=None, video_group=None
     if config.quant:
         parts["linear"] = hif8_linear_factory(recipe, dtype, param_dtype or dtype)
     if config.quant_attention:
-        attention, inputs = Attention(default_attention(dtype)), AttentionInputs(recipe, dtype)
-        quantized = HiF8Attention(attention, inputs)
+        attention = Attention(default_attention(dtype))
+        # Here all keys of a call are on every rank: text always is, and video once it is attended to.
+        quantized = HiF8Attention(attention, AttentionInputs(recipe, dtype))
         parts["cross_attention"] = quantized
         if video_group.size > recipe.group.size:
             parts["attention"] = quantized
         else:
-            parts |= {"attention": attention, "attention_inputs": inputs}
+            parts |= {"attention": attention, "attention_inputs": AttentionInputs(recipe, dtype, video_group)}
     return parts
+
+
+def freeze_linears(net):
+    """Makes every HiF8Linear of a network hold its weight in 8 bits, see HiF8Linear.freeze: {name of the codes: name of
+    their scale}. Before its weights are sharded, loaded or used."""
+    frozen = [cell for _, cell in net.cells_and_names() if isinstance(cell, HiF8Linear)]
+    for cell in frozen:
+        cell.freeze()
+    names = {id(parameter): name for name, parameter in net.parameters_and_names()}
+    return {names[id(cell.weight)]: names[id(cell.code_scale)] for cell in frozen}

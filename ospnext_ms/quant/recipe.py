@@ -16,6 +16,7 @@ class HiF8Recipe:
     Args:
         scale_max_forward: of activations, weights, and q, k, v of the attention. scale_max_backward: of gradients.
         native: use the device's own HiF8.
+        centre_keys: k less its mean is what attention is given.
         group: ranks that share one scale of an activation or gradient; a single rank scales what it has. Weights are
             whole on every rank and need no group.
     """
@@ -24,6 +25,7 @@ class HiF8Recipe:
     scale_max_backward: float = SCALE_MAX_BACKWARD
     native: bool = False
     group: ProcessGroup = ProcessGroup()
+    centre_keys: bool = False
 
     def __post_init__(self):
         for name in ("scale_max_forward", "scale_max_backward"):
@@ -59,4 +61,4 @@ def make_recipe(config, video_group=ProcessGroup(), compiled=True, dtype=ms.floa
     """
     group = video_group if config.scale_scope == "global" else ProcessGroup()
     native = choose_backend(config.backend, compiled, dtype).native
-    return HiF8Recipe(config.scale_max_forward, config.scale_max_backward, native, group)
+    return HiF8Recipe(config.scale_max_forward, config.scale_max_backward, native, group, config.centre_keys)

@@ -6,7 +6,7 @@ every block of the transformer. Quantising what is read back gives the same code
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,3 +56,52 @@ def join_codes(path: str | os.PathLike, stored: Mapping[str, TensorValues]) -> d
 def quantised_names(names: Iterable[str]) -> list[str]:
     """Those of `names` that are stored as HiF8, in order."""
     return [name for name in names if QUANTISED.fullmatch(name)]
+
+
+class HeldCodes:
+    """A stored weight of any dtype as the codes that a layer holds: its numbers, rounded to the dtype that they would
+    be held in otherwise, under per-tensor scaling.
+
+    Args:
+        tensor: stored tensor with shape and numpy(). scale_max: see hif8_format.encode_scaled. rounded: a function from
+            fp32 numbers to those of that dtype, fp32.
+    """
+
+    dtype = "U8"
+
+    def __init__(self, tensor: TensorValues, scale_max: float, rounded: Callable):
+        self.tensor, self.scale_max, self.rounded = tensor, scale_max, rounded
+        self.shape = tuple(tensor.shape)
+        self.scale: np.ndarray | None = None
+
+    def numpy(self) -> np.ndarray:
+        """The codes."""
+        codes, self.scale = hif8.encode_scaled(self.rounded(self.tensor.numpy().astype(np.float32)), self.scale_max)
+        return codes
+
+
+@dataclass(frozen=True)
+class HeldScale:
+    """The scale of HeldCodes as something to load: fp32 [1]."""
+
+    codes: HeldCodes
+    dtype = "F32"
+    shape = (1,)
+
+    def numpy(self) -> np.ndarray:
+        """The scale; codes are read for it where they have not been yet."""
+        if self.codes.scale is None:
+            self.codes.numpy()
+        assert self.codes.scale is not None
+        return self.codes.scale
+
+
+def as_held(tensors: Mapping, scales: Mapping, scale_max: float, rounded: Callable) -> dict:
+    """The tensors, those of `scales` ({name of a weight: name of its scale}) as HeldCodes, and their scales beside
+    them. What is missing stays missing. scale_max, rounded: see HeldCodes."""
+    held = dict(tensors)
+    for name, scale in scales.items():
+        if name in held:
+            held[name] = HeldCodes(held[name], scale_max, rounded)
+            held[scale] = HeldScale(held[name])
+    return held

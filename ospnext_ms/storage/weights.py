@@ -116,6 +116,14 @@ def bfloat16_bits(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
 
 
+def round_to(values: np.ndarray, dtype) -> np.ndarray:
+    """fp32 values rounded to a MindSpore dtype, fp32, bf16 or fp16, to nearest even; fp32 again."""
+    kind = _DTYPE_OF_MINDSPORE[str(dtype)]
+    if kind == "BF16":
+        return (bfloat16_bits(values).astype(np.uint32) << 16).view(np.float32)
+    return values.astype(_NUMPY_FLOATS[kind]).astype(np.float32)
+
+
 class _LiveTensor:
     """A tensor in memory as something to write; copied to the host, and cast, only when its turn comes."""
 

@@ -1,7 +1,8 @@
 """One of several processes that share a video in HiF8: python -m tests.distributed.hif8_worker FOLDER DEGREES.
 
 Every process also computes the same alone, and writes to FOLDER/rank_N.json how the scales, the quantised operands of
-the first linear layer and of the first attention, and the outputs compare, for both scopes of the scales.
+the first linear layer and of the first attention, and the outputs compare, for both scopes of the scales, and with
+centred keys; and whether weights held in 8 bits compute the same where they are spread over the processes.
 """
 
 import json
@@ -17,8 +18,9 @@ from ospnext_ms.hif8_format import round_nearest
 from ospnext_ms.models.config import DiTConfig, QuantConfig
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.parallel.mesh import make_mesh, start_processes
+from ospnext_ms.parallel.sharding import ShardedWeights
 from ospnext_ms.parallel.ssp import ParallelSequence
-from ospnext_ms.quant.network import quantized_parts
+from ospnext_ms.quant.network import freeze_linears, quantized_parts
 from ospnext_ms.skiparse import SkiparsePlan
 from tests.distributed.worker import Loss, inputs
 from tests.support.weights import random_weights
@@ -51,9 +53,9 @@ def observe(config, mesh=None):
             "calls": dict(mesh.traffic.calls) if mesh else {}}
 
 
-def compare(mesh, degrees, scope):
+def compare(mesh, degrees, scope, centre_keys=False):
     """What a scope of the scales does to a network that several processes share, as JSON values."""
-    config = replace(CONFIG, quant_config=QuantConfig(scale_scope=scope))
+    config = replace(CONFIG, quant_config=QuantConfig(scale_scope=scope, centre_keys=centre_keys))
     alone, shared = observe(config), observe(config, mesh)
     tokens = SkiparsePlan(GRID, 2, *degrees).rank_tokens("token", mesh.s, mesh.u)
     rows = np.argsort(SkiparsePlan(GRID, 2).order("token"))[tokens]
@@ -68,7 +70,23 @@ def compare(mesh, degrees, scope):
         "out_error": float(np.linalg.norm(shared["out"] - alone["out"]) / np.linalg.norm(alone["out"])),
         "loss_difference": abs(shared["loss"] - alone["loss"]) / abs(alone["loss"]),
         "scale_exchanges": shared["calls"].get("scales", 0),
+        "key_exchanges": shared["calls"].get("key_means", 0),
     }
+
+
+def spread_codes(workers):
+    """Weights held in 8 bits by one process, and by all together: {"equal": outputs, "held": share of the codes}."""
+    mesh = make_mesh(ParallelSection(parameter_shard=workers))
+    outputs, held = [], []
+    for spread in (False, True):
+        net = OSPNextDiT(CONFIG, **quantized_parts(CONFIG))
+        random_weights(net)
+        freeze_linears(net)
+        if spread:
+            ShardedWeights(net, mesh)
+        outputs.append(Loss(net)(*inputs(GRID, 1))[1].asnumpy())
+        held.append(net.blocks[0].self_attn.q.weight.nbytes)
+    return {"equal": bool(np.array_equal(*outputs)), "held": held[1] / held[0]}
 
 
 def main(folder, skiparse, ulysses):
@@ -78,10 +96,12 @@ def main(folder, skiparse, ulysses):
     start_processes(ParallelSection())
     degrees = int(skiparse), int(ulysses)
     results, rank = {}, 0
-    for scope in ("local", "global"):
+    for name, scope, centre_keys in (("local", "local", False), ("global", "global", False),
+                                     ("centred", "global", True), ("centred locally", "local", True)):
         # A mesh for each, so that traffic is counted apart.
         mesh = make_mesh(ParallelSection(skiparse_parallel=degrees[0], ulysses_parallel=degrees[1]))
-        results[scope], rank = compare(mesh, degrees, scope), mesh.rank
+        results[name], rank = compare(mesh, degrees, scope, centre_keys), mesh.rank
+    results["codes"] = spread_codes(mesh.size)
     Path(folder, f"rank_{rank}.json").write_text(json.dumps(results))
 
 

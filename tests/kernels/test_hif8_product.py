@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from ospnext_ms.hif8_format import round_nearest
+from ospnext_ms.hif8_format import decode, encode_scaled, round_nearest
 from ospnext_ms.kernels import hif8_backend as backend
 from ospnext_ms.kernels import hif8_operators, hif8_product
 
@@ -192,3 +192,18 @@ def test_the_native_graph_of_gradients_is_valid(tmp_path):
     one = Tensor([1.0], ms.float32)
     ms.export(_Gradients(), x, w, one, one, dy, file_name=str(tmp_path / "gradients"), file_format="MINDIR")
     assert (tmp_path / "gradients.mindir").stat().st_size
+
+
+def test_a_frozen_product_hands_the_same_to_the_operators(ascend_950):
+    """Its codes, read as hifloat8, are the numbers that the weight is rounded to in every call otherwise."""
+    x, w, dy = (Tensor(backend.probe_matrix(seed)) for seed in range(3))
+    codes, w_scale = map(Tensor, encode_scaled(w.asnumpy(), 15.0))
+    x_scale = Tensor([0.7], ms.float32)
+    ascend_950.setattr(hif8_operators.Decode, "__call__", lambda self, codes: FakeTensor(decode(codes.asnumpy())))
+    results = []
+    for cell, weight in ((hif8_product.HiF8Product(True, ms.float32, 15.0, 224.0), w),
+                         (hif8_product.HiF8FrozenProduct(True, ms.float32, 15.0, 224.0), codes)):
+        y = cell.construct(x, weight, x_scale, w_scale)
+        results.append((y, cell.bprop(x, weight, x_scale, w_scale, y, dy)[0]))
+    for plain, frozen in zip(*results, strict=True):
+        assert np.array_equal(plain.asnumpy(), frozen.asnumpy())

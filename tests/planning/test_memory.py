@@ -76,6 +76,32 @@ def test_networks_of_a_generation_take_turns():
     assert parts.total == sum(parts.phases["denoising"].values())
 
 
+@pytest.mark.parametrize("trained", [None, "lora"])
+def test_weights_that_are_not_trained_are_held_in_8_bits(trained):
+    lora = LoRAConfig(rank=32, alpha=64, targets=("q", "k", "v", "o")) if trained else None
+    values, plain = {}, {}
+    for quant in (None, "hif8"):
+        for shard in (1, 8):
+            plan = workload(replace(OSP_NEXT_14B, quant=quant), HD, 4, 2, trained=trained, lora=lora, stored=2,
+                            recompute=True, parallel=replace(EIGHT, parameter_shard=shard), **BF16)
+            parts = memory.estimate(plan)
+            phase = parts.phases["backward" if trained else "denoising"]
+            values[quant, shard] = (parts.lasting if trained else phase)["weights"]
+            plain[quant, shard] = phase
+    linears = 40 * (8 * 5120**2 + 2 * 5120 * 13824)
+    assert values[None, 1] - values["hif8", 1] == linears
+    assert values[None, 8] - values["hif8", 8] == linears / 8
+    # One matrix of the feed-forward network at a time; where codes are gathered, those of a block.
+    assert plain["hif8", 1]["one layer's decoded weight"] == 2 * 5120 * 13824
+    assert plain["hif8", 8]["gathered codes"] == linears / 40
+
+
+def test_weights_that_are_trained_stay_as_they_are():
+    plans = [workload(replace(OSP_NEXT_14B, quant=quant), HD, 4, 2, recompute=True, parallel=EIGHT, **BF16)
+             for quant in (None, "hif8")]
+    assert len({memory.estimate(plan).total for plan in plans}) == 1
+
+
 def test_attention_without_flash_keeps_its_weights():
     config = replace(OSP_NEXT_14B, skiparse="full", num_full_blocks=None)
     with_scores, without = (memory.block_activations(config, 1000, 2, flash, 1000**2) for flash in (False, True))

@@ -80,3 +80,29 @@ def test_what_is_not_finite_makes_the_whole_output_so(bad):
     x = normal(4, 48)
     x[1, 2] = bad
     assert np.isnan(layer(Tensor(x)).asnumpy()).all()
+
+
+@pytest.mark.parametrize("mode", ["pynative", "compiled", "recompute"])
+def test_a_frozen_layer_computes_the_same_bits_from_a_quarter_of_the_bytes(mode):
+    layer, _ = linear_twins()
+    if mode == "recompute":
+        layer.recompute()
+    x, weight = Tensor(normal(2, 19, 48, seed=3)), Tensor(spread(2, 19, 40, seed=4))
+
+    def value_and_gradient():
+        step = ms.value_and_grad(Weighted(layer, weight), 0)
+        value, dx = (step if mode == "pynative" else ms.jit(step))(x)
+        return [array.asnumpy() for array in (layer(x), value, dx)]
+
+    plain = value_and_gradient()
+    layer.freeze()
+    assert (layer.weight.dtype, layer.weight.shape, layer.weight.nbytes) == (ms.uint8, (40, 48), 40 * 48)
+    assert not layer.weight.requires_grad
+    assert all(np.array_equal(frozen, before) for frozen, before in zip(value_and_gradient(), plain, strict=True))
+
+
+def test_a_weight_that_is_not_finite_is_not_frozen():
+    layer, _ = linear_twins()
+    layer.weight.set_data(Tensor(np.full((40, 48), np.nan, np.float32)))
+    with pytest.raises(ValueError, match="largest absolute value is nan"):
+        layer.freeze()
