@@ -104,7 +104,12 @@ def decode(codes: np.ndarray) -> np.ndarray:
     codes = np.asarray(codes)
     if codes.dtype != np.uint8:
         raise ValueError(f"HiF8 codes have dtype {codes.dtype}; expected uint8")
-    return values()[codes]
+    out = np.empty(codes.shape, np.float32)
+    flat, results = codes.reshape(-1), out.reshape(-1)
+    # Block by block, as NumPy first widens what it takes by.
+    for start in range(0, codes.size, BLOCK):
+        np.take(values(), flat[start : start + BLOCK], out=results[start : start + BLOCK], mode="clip")
+    return out
 
 
 def round_nearest(x: np.ndarray, scale: np.floating | float | None = None, rescale: bool = False) -> np.ndarray:

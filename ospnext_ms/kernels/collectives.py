@@ -250,7 +250,8 @@ def _placed(x, start, total):
 
 @constexpr
 def _num_bytes(shape, dtype):
-    size = {ms.float64: 8, ms.int64: 8, ms.float32: 4, ms.int32: 4, ms.uint8: 1, ms.int8: 1, ms.bool_: 1}.get(dtype, 2)
+    size = {ms.float64: 8, ms.int64: 8, ms.float32: 4, ms.int32: 4, ms.uint8: 1, ms.int8: 1, ms.bool_: 1,
+            ms.hifloat8: 1}.get(dtype, 2)
     for n in shape:
         size *= n
     return size

@@ -11,8 +11,8 @@ from mindspore import Tensor, nn
 
 from ospnext_ms import hif8_format as hif8
 from ospnext_ms.kernels.device import on_ascend
-from ospnext_ms.kernels.hif8_operators import Quantize
-from ospnext_ms.kernels.hif8_product import HiF8Product
+from ospnext_ms.kernels.hif8_operators import Quantize, held_parameter, held_tensor
+from ospnext_ms.kernels.hif8_product import HiF8FrozenProduct, HiF8Product
 
 PROBE_SIZE = 64
 # Largest error against the largest number: a rounding to fp16 (see NativeMatMul), and one to the dtype.
@@ -53,7 +53,8 @@ def choose_backend(name, compiled=True, dtype=ms.float32):
 def probe_native(compiled=True, dtype=ms.float32):
     """(whether the device's own HiF8 agrees with the emulation, what was found).
 
-    Compared are the product that the linear layers are made of, and its two gradients, compiled or not as asked for.
+    Compared are the product that the linear layers are made of, its two gradients, and the product with a weight that
+    is held in 8 bits, compiled or not as asked for.
     """
     if not on_ascend():
         return False, f"the device is {ms.get_context('device_target')}, which has no HiF8"
@@ -101,6 +102,25 @@ def product_and_gradients(native, compiled, dtype):
     return ms.jit(step) if compiled else step
 
 
+class _Held(nn.Cell):
+    """HiF8FrozenProduct with a weight that is held as a network holds it."""
+
+    def __init__(self, native, dtype, codes):
+        super().__init__()
+        self.product = HiF8FrozenProduct(native, dtype, hif8.SCALE_MAX_FORWARD, hif8.SCALE_MAX_BACKWARD)
+        self.weight = held_parameter(codes.shape, native, "weight")
+        self.weight.set_data(held_tensor(codes, self.weight.dtype))
+
+    def construct(self, x, x_scale, w_scale):
+        return self.product(x, self.weight, x_scale, w_scale)
+
+
+def held_product(native, compiled, dtype, codes):
+    """A function of x and the scales of x and w to the product with a w whose codes are held."""
+    cell = _Held(native, dtype, codes)
+    return ms.jit(cell) if compiled else cell
+
+
 def _compare_with_emulation(compiled, dtype):
     x, w, weights = (Tensor(probe_matrix(seed)) for seed in range(3))
     one, third = Tensor([1.0], ms.float32), Tensor([1 / 3], ms.float32)
@@ -108,14 +128,15 @@ def _compare_with_emulation(compiled, dtype):
     for native in (False, True):
         rounded[native] = rounding(native, compiled, dtype)(x, one).astype(ms.float32).asnumpy()
         (_, y), gradients = product_and_gradients(native, compiled, dtype)(x, w, one, third, weights)
-        results[native] = [value.astype(ms.float32).asnumpy() for value in (y, *gradients)]
+        held = held_product(native, compiled, dtype, hif8.encode(w.asnumpy() * np.float32(1 / 3)))(x, one, third)
+        results[native] = [value.astype(ms.float32).asnumpy() for value in (y, *gradients, held)]
     if not np.array_equal(rounded[False], rounded[True]):
         wrong = np.argmax(rounded[False] != rounded[True])
         return False, (f"the device rounds {x.asnumpy().flat[wrong]!r} to {rounded[True].flat[wrong]!r} instead of "
                        f"{rounded[False].flat[wrong]!r}")
     how = "compiled" if compiled else "uncompiled"
     errors = [np.abs(a - b).max() / np.abs(a).max() for a, b in zip(results[False], results[True], strict=True)]
-    for name, error in zip(("product", "gradient of x", "gradient of w"), errors, strict=True):
+    for name, error in zip(("product", "gradient of x", "gradient of w", "product with a held w"), errors, strict=True):
         if not error <= TOLERANCE[dtype]:
             return False, f"the device's {how} {name} of {PROBE_SIZE}x{PROBE_SIZE} matrices differs by {error:.1e}"
     return True, (f"the device's rounding and a {how} {PROBE_SIZE}x{PROBE_SIZE} product with its gradients agree with "

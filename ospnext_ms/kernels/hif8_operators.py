@@ -4,7 +4,9 @@ from functools import cache
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
+from mindspore.nn.utils import no_init_parameters
 
 from ospnext_ms import hif8_format as hif8
 from ospnext_ms.kernels.collectives import AllMax, ProcessGroup
@@ -88,20 +90,37 @@ class Quantize(nn.Cell):
         return self.round(x * scale).astype(self.dtype)
 
 
+def held_parameter(shape, native, name):
+    """A frozen Parameter, without memory yet, for HiF8 codes: hifloat8 where `native`, else uint8, the same bytes."""
+    with no_init_parameters():
+        start = initializer("zeros", shape, ms.hifloat8 if native else ms.uint8)
+        return Parameter(start, name=name, requires_grad=False)
+
+
+def held_tensor(codes, dtype):
+    """HiF8 codes, uint8 array, as a tensor of the dtype of a held_parameter."""
+    codes = Tensor(np.ascontiguousarray(codes))
+    return codes if dtype == ms.uint8 else codes.view(dtype)
+
+
+def held_codes(parameter):
+    """Codes of a held_parameter, uint8 array."""
+    return (parameter if parameter.dtype == ms.uint8 else parameter.view(ms.uint8)).asnumpy()
+
+
 class Decode(nn.Cell):
-    """HiF8 codes, uint8 of any shape -> their numbers: hifloat8 where `native`, which is the same bytes, else `dtype`,
-    in which they are exact. Without gradient."""
+    """What a held_parameter holds -> what Quantize made of the same numbers. Without gradient."""
 
     def __init__(self, native, dtype):
         super().__init__()
         self.native = native
         self.dtype = dtype
-        self.on_host = None if on_ascend() else ops.Custom(_values_of, _same_shape, ms.float32, func_type="pyfunc")
+        self.on_host = None if on_ascend() else ops.Custom(hif8.decode, _same_shape, ms.float32, func_type="pyfunc")
         self.table = Tensor(hif8.values(), ms.float32).astype(dtype)
 
     def construct(self, codes):
         if self.native:
-            return codes.view(ms.hifloat8)
+            return codes
         if self.on_host is not None:
             return self.on_host(codes).astype(self.dtype)
         return ops.gather(self.table, codes.astype(ms.int32), 0)
@@ -187,10 +206,6 @@ def _round_scaled(x, scale):
     # Infinite and signalling numbers are not errors here: they become infinities and NaN.
     with np.errstate(all="ignore"):
         return hif8.round_nearest(x, scale)
-
-
-def _values_of(codes):
-    return hif8.decode(codes)
 
 
 def quantize_dequantize_on_device(x, scale_max):

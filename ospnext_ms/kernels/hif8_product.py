@@ -120,8 +120,8 @@ class HiF8Product(nn.Cell):
 class HiF8FrozenProduct(nn.Cell):
     """HiF8Product with the codes of a w that is never trained: the same numbers, bit for bit, and no gradient of w.
 
-    Inputs: x [M, K] of any float dtype, codes of round(s_w w) uint8 [N, K], the scales of x and w fp32 [1]. Output
-    [M, N]. The decoded numbers live no longer than the product. Arguments as of HiF8Product.
+    Inputs: x [M, K] of any float dtype, the codes of round(s_w w) [N, K] in a held_parameter, the scales of x and w
+    fp32 [1]. Output [M, N]. Decoded numbers live no longer than the product. Arguments as of HiF8Product.
     """
 
     def __init__(self, native, dtype, scale_max_forward, scale_max_backward, group=ALONE):

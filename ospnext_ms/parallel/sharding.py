@@ -16,6 +16,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from ospnext_ms.kernels.collectives import AllGather, ReduceScatterSum
+from ospnext_ms.kernels.hif8_operators import held_codes, held_parameter, held_tensor
 from ospnext_ms.kernels.slices import narrow
 
 
@@ -46,7 +47,7 @@ class GatheredWeight(nn.Cell):
 
 
 class GatheredCodes(nn.Cell):
-    """Shard of 8-bit codes, uint8 [n, in] -> those of the whole weight [rows, in]. Without gradient."""
+    """Shard of 8-bit codes [n, in] -> those of the whole weight [rows, in]. Without gradient."""
 
     def __init__(self, group, rows):
         super().__init__()
@@ -133,12 +134,17 @@ class ShardedWeights:
         shape = tuple(weight.shape)
         self.shapes[name] = shape
         share = -(-shape[0] // self.group.size)
-        if weight.has_init:
-            shard = initializer("zeros", (share, *shape[1:]), weight.dtype)
+        if weight.dtype in (ms.uint8, ms.hifloat8):
+            cell.weight = held_parameter((share, *shape[1:]), weight.dtype == ms.hifloat8, weight.name)
+            if not weight.has_init:
+                cell.weight.set_data(held_tensor(self.cut(name, held_codes(weight)), weight.dtype))
+            cell.gather_weight = GatheredCodes(self.group, shape[0])
         else:
-            shard = Tensor(self.cut(name, weight.asnumpy()), weight.dtype)
-        # A new parameter: PyNative's gradients go by the shape that an old one was made with.
-        cell.weight = Parameter(shard, name=weight.name, requires_grad=weight.requires_grad)
-        cell.gather_weight = (GatheredCodes(self.group, shape[0]) if weight.dtype == ms.uint8
-                              else GatheredWeight(self.group, shape[0], cell.dtype))
+            if weight.has_init:
+                shard = initializer("zeros", (share, *shape[1:]), weight.dtype)
+            else:
+                shard = Tensor(self.cut(name, weight.asnumpy()), weight.dtype)
+            # A new parameter: PyNative's gradients go by the shape that an old one was made with.
+            cell.weight = Parameter(shard, name=weight.name, requires_grad=weight.requires_grad)
+            cell.gather_weight = GatheredWeight(self.group, shape[0], cell.dtype)
         self._members.add(id(cell.weight))

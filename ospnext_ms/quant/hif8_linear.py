@@ -14,7 +14,7 @@ from mindspore.common.initializer import initializer
 from ospnext_ms import hif8_format
 from ospnext_ms.hif8_format import SCALE_MAX_BACKWARD, SCALE_MAX_FORWARD
 from ospnext_ms.kernels.hif8_backend import choose_backend
-from ospnext_ms.kernels.hif8_operators import ALONE, Scale
+from ospnext_ms.kernels.hif8_operators import ALONE, Scale, held_parameter, held_tensor
 from ospnext_ms.kernels.hif8_product import HiF8FrozenProduct, HiF8Product
 from ospnext_ms.kernels.linear import add_bias
 from ospnext_ms.models.layers import Linear
@@ -27,7 +27,7 @@ class HiF8Linear(Linear):
     Input [..., in_channels] of any float dtype, output [..., out_channels] in `dtype`. Where amax is not finite, so is
     no number of the output.
 
-    A layer that is not trained can hold its weight in 8 bits (`freeze`): `weight` is then the codes, uint8, and
+    A layer that is not trained can hold its weight in 8 bits (`freeze`): `weight` is then the codes, and
     `code_scale` fp32 [1] the scale that they were rounded with. Output and gradient of the input stay the same numbers.
 
     Args:
@@ -44,6 +44,7 @@ class HiF8Linear(Linear):
         self.weight_scale = Scale(recipe.scale_max_forward)
         self.product = HiF8Product(native, dtype, scale_max_forward, scale_max_backward, group)
         self.frozen_product = HiF8FrozenProduct(native, dtype, scale_max_forward, scale_max_backward, group)
+        self.native = native
         self.is_frozen = False
 
     def freeze(self):
@@ -53,13 +54,13 @@ class HiF8Linear(Linear):
         is not finite.
         """
         weight = self.weight
-        if weight.has_init:
-            codes, scale = initializer("zeros", weight.shape, ms.uint8), initializer("ones", (1,), ms.float32)
-        else:
-            codes, scale = map(Tensor, hif8_format.encode_scaled(weight.astype(ms.float32).asnumpy(),
-                                                                 self.input_scale.scale_max))
-        self.weight = Parameter(codes, name=weight.name, requires_grad=False)
-        self.code_scale = Parameter(scale, name=weight.name.replace("weight", "code_scale"), requires_grad=False)
+        self.weight = held_parameter(weight.shape, self.native, weight.name)
+        self.code_scale = Parameter(initializer("ones", (1,), ms.float32), requires_grad=False,
+                                    name=weight.name.replace("weight", "code_scale"))
+        if not weight.has_init:
+            codes, scale = hif8_format.encode_scaled(weight.astype(ms.float32).asnumpy(), self.input_scale.scale_max)
+            self.weight.set_data(held_tensor(codes, self.weight.dtype))
+            self.code_scale.set_data(Tensor(scale))
         self.is_frozen = True
 
     def construct(self, x):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _DTYPE_OF_MINDSPORE = {
     "Float64": "F64", "Float32": "F32", "Float16": "F16", "BFloat16": "BF16", "Int64": "I64", "Int32": "I32",
     "Int16": "I16", "Int8": "I8", "UInt64": "U64", "UInt32": "U32", "UInt16": "U16", "UInt8": "U8", "Bool": "BOOL",
+    # Bytes, as its codes are stored.
+    "HiFloat8": "U8",
 }
 _SAVE_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _NUMPY_FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
@@ -58,6 +60,8 @@ def set_tensors(parameters: "Mapping[str, Parameter]", tensors: Mapping[str, Ten
     """
     import mindspore
 
+    from ospnext_ms.kernels.hif8_operators import held_tensor
+
     expected = {name: tuple(parameter.shape) if shards is None else shards.shape(name, parameter.shape)
                 for name, parameter in parameters.items()}
     report = mismatch_report(expected, {name: tensor.shape for name, tensor in tensors.items()})
@@ -69,7 +73,8 @@ def set_tensors(parameters: "Mapping[str, Parameter]", tensors: Mapping[str, Ten
         if shards is not None:
             values = np.ascontiguousarray(shards.cut(name, values))
         # set_data, as the parameter may have no memory yet; nothing has been compiled (see kernels.assign).
-        parameter.set_data(mindspore.Tensor(values, dtype=parameter.dtype))
+        parameter.set_data(held_tensor(values, parameter.dtype) if parameter.dtype == mindspore.hifloat8 else
+                           mindspore.Tensor(values, dtype=parameter.dtype))
 
 
 def save_weights(cell_or_dict: "nn.Cell | Mapping[str, Tensor | np.ndarray]", path: str | os.PathLike,

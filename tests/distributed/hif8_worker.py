@@ -37,7 +37,9 @@ def observe(config, mesh=None):
     net = OSPNextDiT(config, sequence=sequence, **parts)
     random_weights(net)
     seen = {}
-    linear, attention = net.blocks[0].self_attn.q, net.blocks[0].cross_attn.attention.inputs
+    linear, attention = net.blocks[0].self_attn.q, net.blocks[0].self_attn.inputs
+    if attention is None:
+        attention = net.blocks[0].self_attn.attention.inputs
     linear.input_scale.register_forward_hook(lambda cell, args, out: seen.update(x=args[0], scale=out))
 
     # What a hook returns would take the place of the output.

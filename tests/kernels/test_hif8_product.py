@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from ospnext_ms.hif8_format import decode, encode_scaled, round_nearest
+from ospnext_ms.hif8_format import decode, encode, encode_scaled, round_nearest
 from ospnext_ms.kernels import hif8_backend as backend
 from ospnext_ms.kernels import hif8_operators, hif8_product
 
@@ -65,6 +65,9 @@ def ascend_950(monkeypatch):
     monkeypatch.setattr(hif8_product.NativeMatMul, "__call__", lambda self, *args: self.construct(*args))
     monkeypatch.setattr(hif8_product, "GroupedMatmulV4", lambda: grouped_matmul)
     monkeypatch.setattr(backend, "product_and_gradients", product)
+    monkeypatch.setattr(backend, "held_product", lambda native, compiled, dtype, codes: (
+        lambda x, x_scale, w_scale: hif8_product.HiF8FrozenProduct(native, dtype, 15.0, 224.0).construct(
+            x, FakeTensor(decode(codes)) if native else Tensor(codes), x_scale, w_scale)))
     monkeypatch.setattr(backend, "rounding", lambda native, compiled, dtype: (
         lambda x, scale: hif8_operators.Quantize(native, dtype)(x, scale).astype(dtype)))
     monkeypatch.setattr(backend, "on_ascend", lambda: True)
@@ -112,6 +115,13 @@ def test_a_device_that_rounds_otherwise_is_not_used(ascend_950):
         backend.choose_backend("native")
 
 
+def test_a_device_that_reads_held_codes_otherwise_is_not_used(ascend_950):
+    right = backend.held_product
+    ascend_950.setattr(backend, "held_product", lambda native, compiled, dtype, codes: right(
+        native, compiled, dtype, codes ^ 0x80 if native else codes))
+    assert "product with a held w of 64x64 matrices differs by" in backend.choose_backend("auto").reason
+
+
 @pytest.mark.parametrize("wrong", ["product", "gradient of x", "gradient of w"])
 def test_a_device_that_multiplies_otherwise_is_not_used(ascend_950, wrong):
     right = backend.product_and_gradients
@@ -157,7 +167,10 @@ def test_the_probe_runs_compiled():
     (_, y), (dx, dw) = step(x, w, one, one, weights)
     (_, y2), (dx2, dw2) = plain(x, w, one, one, weights)
     rounded, plainly = (backend.rounding(False, compiled, ms.float32)(x, one) for compiled in (True, False))
-    for a, b in ((y, y2), (dx, dx2), (dw, dw2), (rounded, plainly)):
+    codes = encode(w.asnumpy())
+    held, held2 = (backend.held_product(False, compiled, ms.float32, codes)(x, one, one) for compiled in (True, False))
+    assert np.array_equal(held2.asnumpy(), y2.asnumpy())
+    for a, b in ((y, y2), (dx, dx2), (dw, dw2), (rounded, plainly), (held, held2)):
         np.testing.assert_array_equal(a.asnumpy(), b.asnumpy())
 
 
@@ -195,15 +208,25 @@ def test_the_native_graph_of_gradients_is_valid(tmp_path):
 
 
 def test_a_frozen_product_hands_the_same_to_the_operators(ascend_950):
-    """Its codes, read as hifloat8, are the numbers that the weight is rounded to in every call otherwise."""
+    """Its codes, held as hifloat8, are the numbers that the weight is rounded to in every call otherwise."""
     x, w, dy = (Tensor(backend.probe_matrix(seed)) for seed in range(3))
-    codes, w_scale = map(Tensor, encode_scaled(w.asnumpy(), 15.0))
-    x_scale = Tensor([0.7], ms.float32)
-    ascend_950.setattr(hif8_operators.Decode, "__call__", lambda self, codes: FakeTensor(decode(codes.asnumpy())))
+    codes, w_scale = encode_scaled(w.asnumpy(), 15.0)
+    w_scale, x_scale = Tensor(w_scale), Tensor([0.7], ms.float32)
+    ascend_950.setattr(hif8_product.ops, "zeros_like", lambda x: None)
     results = []
     for cell, weight in ((hif8_product.HiF8Product(True, ms.float32, 15.0, 224.0), w),
-                         (hif8_product.HiF8FrozenProduct(True, ms.float32, 15.0, 224.0), codes)):
+                         (hif8_product.HiF8FrozenProduct(True, ms.float32, 15.0, 224.0), FakeTensor(decode(codes)))):
         y = cell.construct(x, weight, x_scale, w_scale)
         results.append((y, cell.bprop(x, weight, x_scale, w_scale, y, dy)[0]))
     for plain, frozen in zip(*results, strict=True):
         assert np.array_equal(plain.asnumpy(), frozen.asnumpy())
+
+
+def test_codes_are_held_as_hifloat8_byte_by_byte():
+    """A parameter of a native layer, as its memory is filled when weights are loaded."""
+    codes = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for native, dtype in ((True, ms.hifloat8), (False, ms.uint8)):
+        parameter = hif8_operators.held_parameter((16, 16), native, "weight")
+        parameter.set_data(hif8_operators.held_tensor(codes, parameter.dtype))
+        assert parameter.dtype == dtype
+        assert np.array_equal(hif8_operators.held_codes(parameter), codes)
