@@ -121,7 +121,7 @@ def bfloat16_bits(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
 
 
-def round_to(values: np.ndarray, dtype) -> np.ndarray:
+def round_to(values: np.ndarray, dtype: object) -> np.ndarray:
     """fp32 values rounded to a MindSpore dtype, fp32, bf16 or fp16, to nearest even; fp32 again."""
     kind = _DTYPE_OF_MINDSPORE[str(dtype)]
     if kind == "BF16":
