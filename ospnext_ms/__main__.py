@@ -20,7 +20,7 @@ COMMANDS = {
 }
 
 # They finish what they do when a signal comes (see parallel/interruption.py).
-ANSWER_SIGNALS = frozenset({"generate", "train", "post-train"})
+ANSWER_SIGNALS = frozenset({"generate", "train", "post-train", "vbench"})
 
 # What the user can mend; of memory, NumPy says how much was asked for.
 USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)

@@ -15,7 +15,9 @@ if [ $# -lt 4 ]; then
   sed -n '2,/^set/{/^#/p}' "$0" >&2
   exit 2
 fi
-command=$1 config=$2 nodes=$3 devices=$4
+# "vbench generate" is two words.
+read -ra command <<<"$1"
+config=$2 nodes=$3 devices=$4
 shift 4
 where=()
 if [ "$nodes" -gt 1 ]; then
@@ -44,7 +46,7 @@ fi
 # Of its own session: msrun answers a signal by killing its processes, which are to save first.
 setsid msrun --worker_num=$((nodes * devices)) --local_worker_num="$devices" --master_port="$port" \
   ${where[@]+"${where[@]}"} --join=True --log_dir="${MSRUN_LOGS:-output/msrun}" \
-  python -m ospnext_ms "$command" --config "$config" "$@" &
+  python -m ospnext_ms "${command[@]}" --config "$config" "$@" &
 job=$! asked=
 
 hand_on() {

@@ -95,6 +95,9 @@ def stop_when_understood(monkeypatch):
                     monkeypatch.setattr(module, name, then_stop(getattr(module, name)))
             doctor = importlib.import_module("ospnext_ms.commands.doctor")
             monkeypatch.setattr(doctor, "examine", then_stop(lambda: None))
+            vbench = importlib.import_module("ospnext_ms.commands.vbench")
+            for name in ("score", "read_results"):
+                monkeypatch.setattr(vbench, name, then_stop(lambda *arguments, **options: None))
         else:
             monkeypatch.setattr(argparse.ArgumentParser, "parse_args", read_options)
 

@@ -38,18 +38,18 @@ time.sleep(60)
 
 @pytest.fixture
 def start(tmp_path):
-    """Function (folder, config, **environment) -> the running script."""
+    """Function (folder, config, command, **environment) -> the running script."""
     bin_folder = tmp_path / "venv" / "bin"
     bin_folder.mkdir(parents=True)
     (bin_folder / "python").symlink_to(sys.executable)
     (bin_folder / "msrun").write_text(MSRUN.format(python=sys.executable, worker=WORKER))
     (bin_folder / "msrun").chmod(0o755)
 
-    def start(folder, config, **environment):
+    def start(folder, config, command="train", **environment):
         with socket.create_server(("", 0)) as free:
             port = free.getsockname()[1]
         values = os.environ | {"OSPNEXT_VENV": str(tmp_path / "venv"), "MASTER_PORT": str(port)} | environment
-        return subprocess.Popen(["bash", str(ROOT / "scripts" / "msrun.sh"), "train", config, "1", "2"], cwd=folder,
+        return subprocess.Popen(["bash", str(ROOT / "scripts" / "msrun.sh"), command, config, "1", "2"], cwd=folder,
                                 env=values, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     return start
@@ -63,6 +63,8 @@ def test_paths_are_those_of_the_callers_folder(start, tmp_path):
     assert job.returncode == 0, err
     assert f"folder {tmp_path / 'mine'} " in out
     assert out.rstrip().endswith("python -m ospnext_ms train --config run.yaml")
+    assert start(tmp_path / "mine", "run.yaml", "vbench generate").communicate(timeout=60)[0].rstrip().endswith(
+        "python -m ospnext_ms vbench generate --config run.yaml")
     job = start(tmp_path, "run.yaml")
     assert job.communicate(timeout=60)[1].startswith("error: no configuration file run.yaml (current folder")
     assert job.returncode == 2

@@ -86,6 +86,12 @@ RUN = {
 
 # Commands that other tests run, in a smaller form: pattern and test.
 TESTED = {
+    "python -m ospnext_ms vbench generate *":
+        "tests/evaluation/vbench/test_generate.py::test_videos_alone_in_their_folder_and_the_same_command_goes_on",
+    "python -m ospnext_ms vbench score *":
+        "tests/evaluation/vbench/test_score.py::test_a_signal_ends_it_and_upstreams_process",
+    "python -m ospnext_ms vbench total *":
+        "tests/evaluation/vbench/test_report.py::test_the_command_prints_and_writes",
     "python -m tools.torch_reference.gpu.benchmark --setting ???p *--train-step*":
         "tests/tools/torch_reference/gpu/test_benchmark.py::test_train_step_runs",
     "python -m tools.torch_reference.gpu.benchmark --setting ???p *--video*":
@@ -116,6 +122,7 @@ TESTED = {
 
 # Commands that cannot run here: pattern and reason.
 NOT_RUN = {
+    "bash scripts/vbench.sh FOLDER": "it fetches packages of 6 GB",
     "bash scripts/test.sh*": "it runs these tests",
     "pip install -r requirements.txt": "it would change the environment of the tests; environment.sh does it",
     "bash scripts/msrun.sh generate yaml_configs/generate/14b.yaml *": "it needs eight Ascend devices and the weights",

@@ -1,9 +1,10 @@
-"""The total as table, JSON and figure."""
+"""The total as table, JSON and figure, and the command that shows it."""
 
 import json
 
 import cv2
 
+from ospnext_ms.__main__ import main
 from ospnext_ms.evaluation.vbench.dimensions import DIMENSIONS
 from ospnext_ms.evaluation.vbench.report import table, write_report
 from ospnext_ms.evaluation.vbench.total import add_up
@@ -32,3 +33,27 @@ def test_json_and_figure(tmp_path):
     assert content["total"] == total.total
     assert content["published_percent"]["OSP-Next"] == 83.73
     assert cv2.imread(str(figure)).std() > 10
+
+
+def test_the_command_prints_and_writes(tmp_path, capsys):
+    results = tmp_path / "results"
+    results.mkdir()
+    for name, score in SCORES.items():
+        (results / f"{name}_eval_results.json").write_text(json.dumps({name: [score, [{}] * 500]}))
+    command = ["vbench", "total", "--results", str(results), "--output", str(tmp_path / "out")]
+    assert main([*command, "--zip", str(tmp_path / "results.zip")]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[-3:] == [
+        str(tmp_path / "out" / "vbench_total.json"), str(tmp_path / "out" / "vbench_total.png"),
+        str(tmp_path / "results.zip")]
+    assert "total                      50.00" in shown.out
+    assert shown.err == ""
+    assert main(["vbench", "total", "--results", str(tmp_path / "results.zip"), "--output", str(tmp_path / "out"),
+                 "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["total"] == 0.5
+    (results / "scene_eval_results.json").write_text(json.dumps({"scene": [0.4, [{}] * 5]}))
+    assert main(command) == 0
+    assert capsys.readouterr().err == "not comparable: scene: 5 of 430 videos\n"
+    (results / "scene_eval_results.json").unlink()
+    assert main(command) == 2
+    assert "error: no score for scene; the total needs all 16 dimensions" in capsys.readouterr().err
