@@ -1,12 +1,20 @@
 """`python -m ospnext_ms generate`: videos from prompts; the same command goes on where it was stopped."""
 
-from argparse import ArgumentParser, Namespace
+import re
+import secrets
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
 from ospnext_ms.commands.options import add_config_options, add_part_option
+from ospnext_ms.config.checks import MAX_SEED
 from ospnext_ms.config.generate import GenerateConfig
 from ospnext_ms.config.reader import load_config
 from ospnext_ms.generation.run import generate
+from ospnext_ms.parallel.degrees import world_size
 from ospnext_ms.parallel.interruption import Interruption
+
+# Options that stand for one key each.
+_KEYS = {"output": "output_dir", "seed": "sampling.seed", "steps": "sampling.steps", "guidance": "sampling.guidance",
+         "frames": "video.frames"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -16,7 +24,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     prompt.add_argument("--prompt", metavar="TEXT", help="what the video shows")
     prompt.add_argument("--prompt-file", metavar="F", help="file with one prompt per line, or JSON lines")
     parser.add_argument("--output", metavar="DIR", help="folder for the results, instead of output_dir")
-    parser.add_argument("--seed", type=int, metavar="N", help="instead of sampling.seed")
+    parser.add_argument("--seed", type=int, metavar="N", help="instead of sampling.seed; -1 draws one, and says which")
+    parser.add_argument("--steps", type=int, metavar="N", help="instead of sampling.steps")
+    parser.add_argument("--guidance", type=float, metavar="G", help="instead of sampling.guidance; 1 is off")
+    parser.add_argument("--size", type=_size, metavar="WxH", help="width and height in pixels, for example 1280x720")
+    parser.add_argument("--frames", type=int, metavar="N", help="instead of video.frames")
     share = parser.add_mutually_exclusive_group()
     add_part_option(share, "where several processes or hosts, each with devices of its own, share a list of prompts")
     share.add_argument("--index", type=int, metavar="N", help="make the video of this index again, and no other")
@@ -35,13 +47,29 @@ def run(arguments: Namespace) -> int:
 
 
 def _option_values(arguments: Namespace) -> dict[str, object]:
-    values = {}
+    values = {key: getattr(arguments, option) for option, key in _KEYS.items()
+              if getattr(arguments, option) is not None}
     if arguments.prompt is not None:
         values |= {"prompts.prompt": arguments.prompt, "prompts.prompt_file": None}
     if arguments.prompt_file is not None:
         values |= {"prompts.prompt": None, "prompts.prompt_file": arguments.prompt_file}
-    if arguments.output is not None:
-        values["output_dir"] = arguments.output
-    if arguments.seed is not None:
-        values["sampling.seed"] = arguments.seed
+    if arguments.size is not None:
+        values["video.width"], values["video.height"] = arguments.size
+    if arguments.seed == -1:
+        values["sampling.seed"] = _drawn_seed()
     return values
+
+
+def _drawn_seed() -> int:
+    if world_size() > 1:
+        raise ValueError("--seed -1 would draw another seed in each process; give them all one number")
+    seed = secrets.randbelow(MAX_SEED + 1)
+    print(f"seed {seed}", flush=True)
+    return seed
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)[x*](\d+)", text)
+    if not match:
+        raise ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, for example 1280x720")
+    return int(match[1]), int(match[2])

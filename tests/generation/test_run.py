@@ -114,7 +114,7 @@ def user_error(arguments, capsys, tmp_path):
     (["--set", "video.frames=16"], "nearest valid: 13 and 17"),
     (["--prompt", " "], "the prompt ' ' is empty"),
     (["--prompt-file", "nowhere.txt"], "no prompt file nowhere.txt"),
-    (["--seed", "-1"], "seed is -1"),
+    (["--seed", "-2"], "seed is -2"),
     (["--set", "sampling.starting_noise=nowhere.npy"], "no file nowhere.npy"),
     (["--set", "model.dit.checkpoint=nowhere"], "model.dit.checkpoint: no checkpoint at nowhere"),
     (["--set", "model.text_encoder.tokenizer=nowhere"], "no folder nowhere"),
