@@ -15,7 +15,7 @@ from mindspore.nn.utils import no_init_parameters
 from ospnext_ms.kernels.graphs import compile_once
 from ospnext_ms.models.config import QuantConfig
 from ospnext_ms.models.dit import OSPNextDiT
-from ospnext_ms.models.lora import Adapters
+from ospnext_ms.models.lora import Adapters, attach
 from ospnext_ms.models.umt5 import UMT5Encoder
 from ospnext_ms.models.vae import WanVAE
 from ospnext_ms.parallel.mesh import Mesh
@@ -23,9 +23,10 @@ from ospnext_ms.parallel.sharding import ShardedWeights
 from ospnext_ms.parallel.ssp import ParallelSequence
 from ospnext_ms.quant.network import freeze_linears, quantized_parts
 from ospnext_ms.runtime import DTYPES
+from ospnext_ms.storage.adapters import combine, with_differences
 from ospnext_ms.storage.hif8_weights import as_held
 from ospnext_ms.storage.open_weights import open_headers, open_weights
-from ospnext_ms.storage.peft_format import read_adapter
+from ospnext_ms.storage.peft_format import read_adapter, read_stored_adapter
 from ospnext_ms.storage.weights import load_weights, mismatch_report, round_to, set_tensors
 
 
@@ -38,23 +39,26 @@ class BuiltDiT:
     adapters: Adapters | None
 
 
-def build_dit(config, runtime, mesh=None, *, adapter=None, switch_dtype=None) -> nn.Cell:
+def build_dit(config, runtime, mesh=None, *, adapters=(), switch_dtype=None) -> nn.Cell:
     """The transformer of a DiTSection with its checkpoint's weights, for inference.
 
     Args:
         config: DiTSection. runtime: runtime.Runtime. mesh: parallel.mesh.Mesh, None for one process.
-        adapter: folder of a LoRA adapter in PEFT's format, used beside the network's own weights.
+        adapters: (folder of a LoRA adapter in PEFT's format, strength) pairs, used beside the network's own weights.
         switch_dtype: see assemble_dit.
 
     Raises:
         FileNotFoundError, ValueError: no checkpoint or adapter there, or one that does not fit.
     """
-    return assemble_dit(config, runtime, mesh, open_weights(config.checkpoint), config.checkpoint, adapter=adapter,
+    tensors = open_weights(config.checkpoint)
+    beside, differences = combine((read_stored_adapter(folder), strength) for folder, strength in adapters)
+    tensors = with_differences(tensors, differences, config.checkpoint)
+    return assemble_dit(config, runtime, mesh, tensors, config.checkpoint, beside=beside,
                         switch_dtype=switch_dtype).net
 
 
 def assemble_dit(config, runtime, mesh=None, tensors: Mapping | None = None, origin: str = "", *, param_dtype=None,
-                 residual_dtype="fp32", switch_dtype=None, lora=None, adapter=None, seed=0, training=False,
+                 residual_dtype="fp32", switch_dtype=None, lora=None, adapter=None, beside=None, seed=0, training=False,
                  recompute=False) -> BuiltDiT:
     """The transformer of a DiTConfig, for whatever it is used.
 
@@ -69,6 +73,7 @@ def assemble_dit(config, runtime, mesh=None, tensors: Mapping | None = None, ori
         switch_dtype: "fp16" or "bf16" of what a switch between processes sends, None for the stream as it is.
         lora: LoRAConfig of adapters to make; the network's own weights are frozen then. adapter: folder of an adapter
             in PEFT's format to load, which also says how large it is where `lora` is None. seed: of new adapters.
+        beside: {layer: (A, B)} of adapters that are used, not trained (models.lora.attach).
         training: gradients will be asked for. recompute: keep only the blocks' inputs for them.
 
     Raises:
@@ -91,6 +96,8 @@ def assemble_dit(config, runtime, mesh=None, tensors: Mapping | None = None, ori
                           partial(round_to, dtype=param_dtype or runtime.dtype))
     names = [name for name, _ in net.parameters_and_names()]
     adapters = None if lora is None else Adapters(net, lora, seed)
+    if beside:
+        attach(net, beside)
     if arrays is not None:
         adapters.load(arrays)
     sharded = ShardedWeights(net, mesh)

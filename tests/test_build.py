@@ -135,7 +135,7 @@ def test_adapted_as_stored(model, adapter):
         assert np.array_equal(a, arrays[name][0])
         assert np.array_equal(b, arrays[name][1])
     assert set(built.net.trainable_params()) == set(built.adapters.parameters)
-    adapted, plain = build_dit(model.dit, RUNTIME, adapter=folder), build_dit(model.dit, RUNTIME)
+    adapted, plain = build_dit(model.dit, RUNTIME, adapters=[(folder, 1.0)]), build_dit(model.dit, RUNTIME)
     assert np.array_equal(outputs(adapted, model.dit), outputs(built.net, model.dit))
     assert relative_error(outputs(adapted, model.dit), outputs(plain, model.dit)) > 1e-2
     with built.adapters.disabled():

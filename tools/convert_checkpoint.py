@@ -41,16 +41,24 @@ def build_parser():
     parser.add_argument("--quant-report", type=Path, help="JSON file for the relative error of every tensor in 8 bits")
     parser.add_argument("--merge-into", type=Path, metavar="DIT",
                         help="transformer in the original names; the target is it with the adapter merged (lora only)")
+    parser.add_argument("--alpha", type=_alpha, metavar="NUMBER|rank",
+                        help="of an adapter whose file does not say it: B A is added alpha / rank times (lora only)")
     parser.add_argument("--key", help="which of several sets of weights in one file (ema, generator, ...)")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is already there")
     return parser
 
 
+def _alpha(text):
+    """What --alpha may be; argparse says what is wrong."""
+    return text if text == "rank" else float(text)
+
+
 def _convert_lora(options):
+    strength = {"alpha": options.alpha, "key": options.key, "overwrite": options.overwrite}
     if options.merge_into:
-        return merge_lora(options.source, options.merge_into, options.target, overwrite=options.overwrite)
+        return merge_lora(options.source, options.merge_into, options.target, **strength)
     return convert_lora(options.source, options.target, options.direction, target_naming=options.target_naming,
-                        overwrite=options.overwrite)
+                        **strength)
 
 
 def main(arguments=None):
@@ -61,6 +69,8 @@ def main(arguments=None):
         parser.error("--quant-report goes with --quant")
     if options.kind == "lora" and (options.config or options.quant):
         parser.error("--config and --quant do not go with lora")
+    if options.alpha is not None and (options.kind != "lora" or options.alpha != "rank" and not options.alpha > 0):
+        parser.error("--alpha is a number above 0 or rank, and goes with lora")
     if options.merge_into and (options.kind != "lora" or options.direction != DIRECTIONS[0]):
         parser.error("--merge-into goes with lora, and not with --direction")
     try:

@@ -62,10 +62,18 @@ class PromptsSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterSection:
+    """A LoRA adapter used beside the transformer's own weights: a folder in PEFT's format, times `strength`."""
+
+    path: str
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
     """One run of `generate`. `output_naming` is video_0000 (index) or PROMPT-INDEX, as VBench reads them (prompt).
 
-    `adapter` is the folder of a LoRA adapter in PEFT's format, used beside the transformer's own weights.
+    `adapters` are used together; `adapter: FOLDER` is short for one of strength 1.
     """
 
     run_mode: Literal["generate"]
@@ -76,13 +84,21 @@ class GenerateConfig:
     video: VideoSection
     prompts: PromptsSection
     adapter: str | None = None
+    adapters: tuple[AdapterSection, ...] = ()
     output_dir: str
     output_naming: Literal["index", "prompt"] = "index"
 
     def __post_init__(self):
+        require(self.adapter is None or not self.adapters, "give adapter or adapters, not both")
         check_video_size(self.video.height, self.video.width, self.model.dit.patch_size)
         require(self.sampling.guidance != 1 or not self.parallel_config.split_guidance,
                 "parallel_config.split_guidance has nothing to split: sampling.guidance is 1, which is off")
+
+    @property
+    def used_adapters(self) -> list[tuple[str, float]]:
+        """(folder, strength) of every adapter."""
+        alone = [] if self.adapter is None else [(self.adapter, 1.0)]
+        return alone + [(adapter.path, adapter.strength) for adapter in self.adapters]
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:

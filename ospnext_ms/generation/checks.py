@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
+from ospnext_ms.storage import peft_format
 from ospnext_ms.storage.open_weights import read_headers
-from ospnext_ms.storage.peft_format import read_adapter_config
 
 
 def check_files(config):
@@ -26,17 +26,17 @@ def check_files(config):
     check_output_folder(Path(config.output_dir))
 
 
-def check_adapter(config):
-    """Checks that a GenerateConfig's adapter, if any, is there and of a kind that can be used; reads no weights.
+def check_adapters(config):
+    """Checks that a GenerateConfig's adapters are there and of a kind that can be used; reads no weights.
 
     Raises:
-        FileNotFoundError, ValueError: see peft_format.read_adapter_config.
+        FileNotFoundError, ValueError: see peft_format.read_stored_adapter.
     """
-    if config.adapter is not None:
+    for i, (folder, _) in enumerate(config.used_adapters):
         try:
-            read_adapter_config(config.adapter)
+            peft_format.check_adapter(folder)
         except (ValueError, FileNotFoundError) as error:
-            raise type(error)(f"adapter: {error}") from error
+            raise type(error)(f"{'adapter' if config.adapter else f'adapters[{i}]'}: {error}") from error
 
 
 def check_output_folder(folder):

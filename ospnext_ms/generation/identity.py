@@ -12,7 +12,7 @@ from ospnext_ms.storage import fingerprint
 # Keys that are free to change from run to run. Of files the contents count, not where they lie; what each job brings
 # along is compared with its record; and the device and dtype count that were chosen, not the wish.
 MAY_CHANGE = frozenset({
-    "output_dir", "output_naming", "prompts", "adapter",
+    "output_dir", "output_naming", "prompts", "adapter", "adapters",
     "context.device_target", "context.dtype",
     "parallel_config.data_parallel", "parallel_config.parameter_shard",
     "sampling.seed", "sampling.negative_prompt", "sampling.starting_noise",
@@ -67,9 +67,10 @@ def contents_of(config):
     hashes = {f"model.{name}.checkpoint": fingerprint.of_checkpoint(getattr(model, name).checkpoint)
               for name in ("dit", "vae", "text_encoder")}
     hashes["model.text_encoder.tokenizer"] = _of_folder(model.text_encoder.tokenizer)
-    hashes["adapter"] = config.adapter and _of_folder(config.adapter)
     hashes["sampling.starting_noise"] = noise and fingerprint.of_whole_file(noise)
-    return {f"contents of {key}": value and value[:16] for key, value in hashes.items()}
+    contents = {f"contents of {key}": value and value[:16] for key, value in hashes.items()}
+    adapters = [f"{_of_folder(folder)[:16]} x {strength:g}" for folder, strength in config.used_adapters]
+    return contents | {"contents of adapters": ", ".join(adapters) or None}
 
 
 def _of_folder(folder):

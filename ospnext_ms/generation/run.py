@@ -14,7 +14,7 @@ from importlib.metadata import version
 import numpy as np
 
 import ospnext_ms
-from ospnext_ms.generation.checks import check_adapter, check_files, check_output_folder
+from ospnext_ms.generation.checks import check_adapters, check_files, check_output_folder
 from ospnext_ms.generation.folder import refusal
 from ospnext_ms.generation.identity import Identity, contents_of
 from ospnext_ms.generation.jobs import batches_of
@@ -74,7 +74,7 @@ def make_videos(config, jobs, folder, *, part=(0, 1), again=None, overwrite=Fals
     check_files(config)
     for path in (folder.videos, folder.records):
         check_output_folder(path)
-    check_adapter(config)
+    check_adapters(config)
 
     from ospnext_ms.generation.team import join
     from ospnext_ms.generation.text_to_video import Interrupted, TextToVideo

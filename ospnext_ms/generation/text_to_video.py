@@ -125,7 +125,7 @@ class TextToVideo:
         interruption = interruption or Interruption()
         embeddings = self._embed(_texts_of([job for batch in batches for job in batch]))
         net = self._load("dit", lambda: build_dit(self.config.model.dit, self.runtime, self.team.mesh,
-                                                  adapter=self.config.adapter,
+                                                  adapters=self.config.used_adapters,
                                                   switch_dtype=self.config.parallel_config.switch_dtype))
         if (quantised := describe(self.config.model.dit, self.runtime)) and self.team.is_leader:
             print(quantised, flush=True)

@@ -16,35 +16,57 @@ from ospnext_ms.kernels.assign import assign_values
 from ospnext_ms.kernels.linear import project
 from ospnext_ms.models.lora_config import LoRAConfig
 
-__all__ = ["Adapters", "LoRAConfig", "LowRank"]
+__all__ = ["Adapters", "LoRAConfig", "LowRank", "attach"]
 
 
 class LowRank(nn.Cell):
     """scaling * (x A^T) B^T, times the switch. Parameters lora_A [rank, in] and lora_B [out, rank], fp32.
 
-    B starts at zero, so that a new adapter changes nothing.
-
     Args:
-        in_channels, out_channels: of the linear it belongs to. config: LoRAConfig. dtype: compute dtype.
-        switch: Parameter [] fp32, 1 or 0, shared by all adapters of a network.
-        rng: NumPy generator of A's start, uniform within +- 1 / sqrt(in) (as PEFT).
+        a, b: fp32 arrays, the start of the two. dtype: compute dtype.
+        scaling, switch: float, and Parameter [] fp32, 1 or 0, shared by all adapters of a network. Without a switch
+            neither is multiplied in.
 
     Input x [..., in] of any float dtype; output [..., out] in `dtype`.
     """
 
-    def __init__(self, in_channels, out_channels, config, dtype, switch, rng):
+    def __init__(self, a, b, dtype, scaling=1.0, switch=None):
         super().__init__()
-        bound = 1 / math.sqrt(in_channels)
-        start = rng.uniform(-bound, bound, (config.rank, in_channels)).astype(np.float32)
-        self.lora_A = Parameter(Tensor(start), name="lora_A")
-        self.lora_B = Parameter(Tensor(np.zeros((out_channels, config.rank), np.float32)), name="lora_B")
+        self.lora_A = Parameter(Tensor(a), name="lora_A")
+        self.lora_B = Parameter(Tensor(b), name="lora_B")
         self.switch = switch
-        self.scaling = config.scaling
+        self.scaling = scaling
         self.dtype = dtype
 
     def construct(self, x):
         down = project(x.astype(self.dtype), self.lora_A.astype(self.dtype))
-        return project(down, self.lora_B.astype(self.dtype)) * (self.switch * self.scaling).astype(self.dtype)
+        up = project(down, self.lora_B.astype(self.dtype))
+        return up if self.switch is None else up * (self.switch * self.scaling).astype(self.dtype)
+
+
+def attach(net, arrays):
+    """Puts adapters beside linears of a network that is used, not trained: y += x A^T B^T.
+
+    Load the network's weights by their names from before, since afterwards it has more parameters.
+
+    Args:
+        net: a Cell, whose linears are as in `Adapters`. arrays: {layer: (A [rank, in], B [out, rank])} fp32, on as many
+            layers as one likes, of any ranks.
+
+    Raises:
+        ValueError: layers that the network has not, or of another size (listed).
+    """
+    linears = _linears(net)
+    odd = [f"{layer} is {_size(linears.get(layer))} for A {a.shape} and B {b.shape}" for layer, (a, b) in arrays.items()
+           if layer not in linears or (*b.shape[:1], *a.shape[1:]) != tuple(linears[layer].weight.shape)]
+    if odd:
+        raise ValueError(f"the adapter does not fit the network ({len(odd)} layers): {'; '.join(odd[:5])}")
+    for layer, (a, b) in arrays.items():
+        adapter = LowRank(a, b, linears[layer].dtype)
+        linears[layer].adapter = adapter
+        _name(adapter, layer)
+        for parameter in adapter.get_parameters():
+            parameter.requires_grad = False
 
 
 class Adapters:
@@ -63,9 +85,7 @@ class Adapters:
 
     def __init__(self, net, config, seed=0):
         self.config = config
-        linears = {name: cell for name, cell in net.cells_and_names() if hasattr(cell, "adapter")}
-        if any(cell.adapter is not None for cell in linears.values()):
-            raise ValueError("the network has adapters already; load values into them instead of adding others")
+        linears = _linears(net)
         self._linears = {name: cell for name, cell in linears.items() if config.fits(name)}
         _check_targets(config.targets, linears)
         for parameter in net.get_parameters():
@@ -73,11 +93,9 @@ class Adapters:
         self._switch = Parameter(Tensor(1.0, ms.float32), name="adapter_switch", requires_grad=False)
         rng = np.random.default_rng([seed, 0x10A])
         for name, cell in self._linears.items():
-            out_channels, in_channels = cell.weight.shape
-            adapter = LowRank(in_channels, out_channels, config, cell.dtype, self._switch, rng)
+            adapter = LowRank(*_start(cell, config.rank, rng), cell.dtype, config.scaling, self._switch)
             cell.adapter = adapter
-            # Joining the tree has named them all alike.
-            adapter.lora_A.name, adapter.lora_B.name = f"{name}.lora_A", f"{name}.lora_B"
+            _name(adapter, name)
         self._switch.name = "adapter_switch"
 
     @property
@@ -120,6 +138,31 @@ class Adapters:
         for name, (a, b) in arrays.items():
             assign_values(self._linears[name].adapter.lora_A, a)
             assign_values(self._linears[name].adapter.lora_B, b)
+
+
+def _linears(net):
+    """{name: cell} of the linears that can have an adapter; ValueError where they have some."""
+    linears = {name: cell for name, cell in net.cells_and_names() if hasattr(cell, "adapter")}
+    if any(cell.adapter is not None for cell in linears.values()):
+        raise ValueError("the network has adapters already; load values into them instead of adding others")
+    return linears
+
+
+def _start(cell, rank, rng):
+    """A, uniform within +- 1 / sqrt(in) (as PEFT), and B, zero, so that a new adapter changes nothing."""
+    out_channels, in_channels = cell.weight.shape
+    bound = 1 / math.sqrt(in_channels)
+    a = rng.uniform(-bound, bound, (rank, in_channels)).astype(np.float32)
+    return a, np.zeros((out_channels, rank), np.float32)
+
+
+def _name(adapter, layer):
+    # Joining the tree has named them all alike.
+    adapter.lora_A.name, adapter.lora_B.name = f"{layer}.lora_A", f"{layer}.lora_B"
+
+
+def _size(linear):
+    return "no linear layer" if linear is None else f"[{', '.join(map(str, linear.weight.shape))}]"
 
 
 def _check_targets(targets, linears):

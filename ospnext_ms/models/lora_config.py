@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
@@ -33,8 +31,3 @@ class LoRAConfig:
     def fits(self, layer: str) -> bool:
         """True for a layer that gets an adapter."""
         return any(layer == target or layer.endswith(f".{target}") for target in self.targets)
-
-
-def merged_weight(weight: np.ndarray, a: np.ndarray, b: np.ndarray, config: LoRAConfig) -> np.ndarray:
-    """weight + scaling * B A in float64; NumPy, fp32 [out, in]."""
-    return (weight.astype("float64") + config.scaling * (b.astype("float64") @ a)).astype("float32")

@@ -1,21 +1,28 @@
 """`generate` with an adapter beside the weights makes what the merged weights make, and says what is wrong with one."""
 
+import shutil
+
+import mindspore as ms
 import numpy as np
 import pytest
 
-from ospnext_ms.generation.checks import check_adapter
+from ospnext_ms.build import build_dit
+from ospnext_ms.config.reader import ConfigError
+from ospnext_ms.generation.checks import check_adapters
 from ospnext_ms.generation.jobs import plain_jobs
 from ospnext_ms.generation.run import generate
 from ospnext_ms.generation.text_to_video import TextToVideo
 from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
 from ospnext_ms.models.lora import Adapters, LoRAConfig
 from ospnext_ms.runtime import Runtime
-from ospnext_ms.storage.peft_format import read_adapter, write_adapter
+from ospnext_ms.storage.adapters import StoredAdapter
+from ospnext_ms.storage.peft_format import read_adapter, write_adapter, write_stored_adapter
 from ospnext_ms.storage.weights import load_weights
 from tests.support.compare import relative_error
 from tests.support.generate_runs import DIT
 from tools.conversion.lora import merge_lora
 
+RUNTIME = Runtime("CPU", ms.float32, False)
 LORA = LoRAConfig(rank=2, alpha=8.0, targets=("q", "o"))
 
 
@@ -36,9 +43,7 @@ def adapter(model_files, tmp_path_factory):
 
 
 def latents(config):
-    import mindspore as ms
-
-    pipeline = TextToVideo(config, Runtime("CPU", ms.float32, False), plain_jobs(config.sampling, ["a 3 moving left"]))
+    pipeline = TextToVideo(config, RUNTIME, plain_jobs(config.sampling, ["a 3 moving left"]))
     return next(pipeline.latents())[1]
 
 
@@ -50,6 +55,74 @@ def test_unmerged_merged_and_plain(configure, adapter):
     other = configure(adapter=None, model={"dit": DIT | {"checkpoint": str(merged)}})
     assert relative_error(unmerged, latents(other)) < 1e-5
     assert relative_error(unmerged, plain) > 1e-3
+
+
+def test_several_adapters_with_strengths(configure, adapter, model_files, tmp_path):
+    """Of other ranks, on some layers of some blocks, with differences of weights: as if merged one after the other."""
+    rng = np.random.default_rng(1)
+    parts = {"blocks.1.ffn.0": (DIT["ffn_dim"], DIT["dim"]), "blocks.1.self_attn.q": (DIT["dim"],) * 2,
+             "time_projection.1": (6 * DIT["dim"], DIT["dim"])}
+    pairs = {layer: (rng.standard_normal((3, size[1]), np.float32), 0.1 * rng.standard_normal((size[0], 3), np.float32))
+             for layer, size in parts.items()}
+    pairs["patch_embedding"] = (rng.standard_normal((1, 16, 1, 2, 2), np.float32),
+                                0.1 * rng.standard_normal((DIT["dim"], 1, 1, 1, 1), np.float32))
+    differences = {"blocks.0.modulation": rng.standard_normal((1, 6, DIT["dim"]), np.float32),
+                   "blocks.1.norm3.weight": rng.standard_normal(DIT["dim"], np.float32)}
+    scalings = dict(zip(pairs, (1.0, 0.5, 2.0, 1.0), strict=True))
+    whole = StoredAdapter(pairs, scalings, differences)
+    write_stored_adapter(tmp_path / "other", whole)
+    half = StoredAdapter(pairs, {layer: 0.5 * factor for layer, factor in scalings.items()},
+                         {name: 0.5 * array for name, array in differences.items()})
+    write_stored_adapter(tmp_path / "half", half)
+    merge_lora(tmp_path / "half", adapter[1], tmp_path / "merged.safetensors")
+    both = [{"path": str(adapter[0])}, {"path": str(tmp_path / "other"), "strength": 0.5}]
+    unmerged = latents(configure(adapters=both))
+    one = latents(configure(adapters=both[:1]))
+    merged = latents(configure(adapters=[], model={"dit": DIT | {"checkpoint": str(tmp_path / "merged.safetensors")}}))
+    assert relative_error(unmerged, merged) < 1e-5
+    assert relative_error(unmerged, one) > 1e-3
+
+
+def test_what_is_configured(configure, adapter):
+    assert configure().used_adapters == []
+    assert configure(adapters=[{"path": "a", "strength": -0.5}, {"path": "b"}]).used_adapters == [
+        ("a", -0.5), ("b", 1.0)]
+    assert configure(adapter="a", adapters=[]).used_adapters == [("a", 1.0)]
+    with pytest.raises(ConfigError, match="give adapter or adapters, not both"):
+        configure(adapter="a", adapters=[{"path": "b"}])
+
+
+@pytest.mark.parametrize(("layer", "shape", "message"), [
+    ("blocks.7.self_attn.q", None, r"does not fit the network \(1 layers\): blocks.7.self_attn.q is no linear layer"),
+    ("blocks.0.self_attn.q", (5, 6), r"blocks.0.self_attn.q is \[\d+, \d+\] for A \(2, 6\) and B \(5, 2\)"),
+])
+def test_adapters_of_another_network(configure, tmp_path, layer, shape, message):
+    out_channels, in_channels = shape or (DIT["dim"], DIT["dim"])
+    pair = np.zeros((2, in_channels), np.float32), np.zeros((out_channels, 2), np.float32)
+    write_stored_adapter(tmp_path / "a", StoredAdapter({layer: pair}, {layer: 1.0}))
+    with pytest.raises(ValueError, match=message):
+        build_dit(configure().model.dit, RUNTIME, adapters=[(tmp_path / "a", 1.0)])
+
+
+def test_a_difference_of_another_network(configure, tmp_path):
+    write_stored_adapter(tmp_path / "a", StoredAdapter({}, {}, {"blocks.0.modulation": np.zeros(3, np.float32)}))
+    with pytest.raises(ValueError, match=r"adapter does not fit .*blocks.0.modulation has \(1, 6, \d+\) for \(3,\)"):
+        build_dit(configure().model.dit, RUNTIME, adapters=[(tmp_path / "a", 1.0)])
+
+
+def test_adapters_in_other_forms_are_answered_with_the_command_that_converts_them(configure, adapter, tmp_path):
+    hint = "convert it: python tools/convert_checkpoint.py lora --source {} --target {}_converted"
+    file = tmp_path / "l.safetensors"
+    shutil.copy(adapter[0] / "adapter_model.safetensors", file)
+    with pytest.raises(ValueError, match=r"^adapters\[0\]: ") as error:
+        check_adapters(configure(adapters=[{"path": str(file)}]))
+    assert hint.format(file, file.with_suffix("")) in str(error.value)
+    (tmp_path / "authors").mkdir()
+    (tmp_path / "authors" / "adapter_model.bin").write_bytes(b"")
+    (tmp_path / "authors" / "adapter_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="^adapter: ") as error:
+        check_adapters(configure(adapter=str(tmp_path / "authors"), adapters=[]))
+    assert hint.format(tmp_path / "authors", tmp_path / "authors") in str(error.value)
 
 
 def test_a_missing_adapter_is_found_before_anything_is_written(configure, tmp_path):
@@ -69,15 +142,15 @@ def test_what_is_written_is_read(adapter):
     ({"use_dora": True}, "use_dora True"),
     ({"bias": "all"}, "bias 'all'"),
     ({"peft_type": "IA3"}, "peft_type 'IA3'"),
-    ({"target_modules": ".*q"}, "is the pattern '.*q'"),
+    ({"modules_to_save": ["head"]}, "modules_to_save .*merge_and_unload"),
+    ({"r": 3}, "the rank is 3"), ({"lora_alpha": "x"}, "must be numbers above 0"),
 ])
 def test_adapters_that_are_not_supported(adapter, configure, tmp_path, changes, message):
     import json
-    import shutil
 
     folder = tmp_path / "changed"
     shutil.copytree(adapter[0], folder)
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ValueError, match=message):
-        check_adapter(configure(adapter=str(folder)))
+        check_adapters(configure(adapter=str(folder)))

@@ -1,68 +1,77 @@
 """Converts LoRA adapters between the forms in which they are found, and merges them into a transformer's weights.
 
-Ours is PEFT's own form with the original layer names (see ospnext_ms.storage.peft_format). Others are a single file
-in the names of diffusers (transformer.blocks.0.attn1.to_q.lora_A.weight) or of the original code
-(diffusion_model.blocks...), with lora_down and lora_up for A and B, and with or without a tensor `alpha` for every
-layer.
+Ours is PEFT's own form with the original layer names (see ospnext_ms.storage.peft_format); what else is read is in
+lora_names and lora_files.
 """
 
-import re
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ospnext_ms.models.lora_config import LoRAConfig, merged_weight
+from ospnext_ms.storage.adapters import StoredAdapter, low_rank_product
 from ospnext_ms.storage.open_weights import read_headers
-from ospnext_ms.storage.peft_format import WEIGHTS_FILE, read_adapter, write_adapter
-from ospnext_ms.storage.safetensors_io import ArrayTensor, check_target, read_header, write_checkpoint, write_file
+from ospnext_ms.storage.peft_format import sizes_of, write_stored_adapter
+from ospnext_ms.storage.safetensors_io import ArrayTensor, check_target, write_checkpoint, write_file
 from ospnext_ms.storage.weights import bfloat16_bits
+from tools.conversion.lora_files import HEADER_KEY, HEADER_PREFIX, OpenedAdapter, open_adapter
 from tools.conversion.names import to_naming
-
-_PREFIXES = ("base_model.model.", "transformer.", "diffusion_model.", "model.diffusion_model.")
-_PARTS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_down.weight": "A", "lora_up.weight": "B",
-          "lora_A.default.weight": "A", "lora_B.default.weight": "B", "alpha": "alpha"}
-_LAYER = re.compile(r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])")
 
 
 @dataclass(frozen=True)
 class LoRASummary:
     """What a conversion did."""
 
-    source: Path
+    opened: OpenedAdapter
     target: Path
-    layers: int
-    config: LoRAConfig
     merged: bool
 
     def __str__(self):
-        what = "merged into the weights at" if self.merged else "->"
-        return (f"lora: {self.source} {what} {self.target}\n  {self.layers} layers, rank {self.config.rank}, alpha "
-                f"{self.config.alpha:g}, targets {', '.join(self.config.targets)}")
+        adapter = self.opened.adapter
+        ranks = sorted({len(a) for a, _ in adapter.pairs.values()})
+        factors = sorted(set(adapter.scalings.values()))
+        lines = [
+            f"lora: {self.opened.path} {'merged into the weights at' if self.merged else '->'} {self.target}",
+            f"  {len(adapter.pairs)} layers, rank {_listed(ranks)}, alpha / rank {_listed(factors)} by "
+            f"{self.opened.strength_from}",
+        ]
+        if adapter.differences:
+            lines.append(f"  {len(adapter.differences)} differences of weights, biases, norms or modulation")
+        for reason, names in self.opened.left_out.items():
+            lines.append(f"  left out, {reason} ({len(names)}): {', '.join(names[:3])}{' ...' if names[3:] else ''}")
+        return "\n".join(lines)
 
 
-def convert_lora(source, target, direction="torch-to-mindspore", *, target_naming="original", overwrite=False):
+def _listed(values):
+    return ", ".join(f"{value:g}" for value in values[:5]) + (" ..." if values[5:] else "")
+
+
+def convert_lora(source, target, direction="torch-to-mindspore", *, target_naming="original", overwrite=False,
+                 alpha=None, key=None):
     """Converts an adapter: to PEFT's folder, or with `target_naming="diffusers"` to a single file in diffusers' names.
+
+    `alpha` and `key`: see lora_files.open_adapter.
 
     Raises:
         FileNotFoundError, FileExistsError: no source, or a target that is there already.
-        ValueError: layers that the transformer does not have (named), ranks that differ, or options that do not fit.
+        ValueError: see open_adapter; options that do not fit, or what the target's form cannot hold.
     """
     source, target = Path(source), Path(target)
     if target_naming == "diffusers" and (direction != "mindspore-to-torch" or target.suffix != ".safetensors"):
         raise ValueError("diffusers' names go with --direction mindspore-to-torch and a .safetensors file as target")
-    if target_naming == "original" and target.suffix:
+    if target_naming == "original" and target.suffix in (".safetensors", ".bin", ".pt", ".pth"):
         raise ValueError(f"target is {target.name}; an adapter in PEFT's form is a folder")
-    config, arrays = open_adapter(source)
+    opened = open_adapter(source, alpha, key)
     if target_naming == "original":
-        write_adapter(target, config, arrays, overwrite)
+        write_stored_adapter(target, opened.adapter, overwrite)
     else:
         check_target(target, overwrite)
-        write_file(target, _in_diffusers_names(config, arrays), {"format": "pt"})
-    return LoRASummary(source, target, len(arrays), config, False)
+        write_file(target, *_for_diffusers(opened.adapter))
+    return LoRASummary(opened, target, False)
 
 
-def merge_lora(source, base, target, *, overwrite=False):
+def merge_lora(source, base, target, *, overwrite=False, alpha=None, key=None):
     """Writes the transformer at `base` (original names) with the adapter at `source` added to its weights.
 
     dtypes stay those of `base`. A checkpoint of a HiF8 run holds weights in higher precision, which are quantised when
@@ -70,36 +79,58 @@ def merge_lora(source, base, target, *, overwrite=False):
     the two differ by HiF8's rounding. One whose matrices are stored in 8 bits is refused.
 
     Raises:
-        ValueError: layers that the base does not have, or whose shapes or dtypes do not fit.
+        ValueError: layers that the base does not have, or whose shapes or dtypes do not fit; see open_adapter.
     """
-    config, arrays = open_adapter(Path(source))
+    opened = open_adapter(Path(source), alpha, key)
     stored = read_headers(base)
     check_target(Path(target), overwrite)
-    problems = []
-    for layer, (a, b) in arrays.items():
-        weight = stored.get(f"{layer}.weight")
-        if weight is None or weight.shape != (b.shape[0], a.shape[1]) or weight.dtype not in ("F32", "F16", "BF16"):
-            found = "nothing" if weight is None else f"{weight.dtype} {weight.shape}"
-            problems.append(f"{layer}.weight is {found} instead of floats {(b.shape[0], a.shape[1])}")
+    adapter, problems, tensors = opened.adapter, [], dict(stored)
+    changed = {f"{layer}.weight": layer for layer in adapter.pairs} | {name: None for name in adapter.differences
+                                                                       if name.removesuffix(".weight")
+                                                                       not in adapter.pairs}
+    for name, layer in changed.items():
+        merged = _Merged(stored.get(name), adapter, name, layer)
+        if problem := merged.problem():
+            problems.append(problem)
+        tensors[name] = merged
     if problems:
-        raise ValueError(f"{source} does not fit {base} ({len(problems)} layers): " + "; ".join(problems[:5]))
-    tensors = {name: _Merged(tensor, *arrays[name.removesuffix(".weight")], config)
-               if name.removesuffix(".weight") in arrays else tensor for name, tensor in stored.items()}
-    write_checkpoint(target, tensors, overwrite=overwrite, metadata={"format": "np"})
-    return LoRASummary(Path(source), Path(target), len(arrays), config, True)
+        raise ValueError(f"{source} does not fit {base} ({len(problems)} tensors): " + "; ".join(problems[:5]))
+    config = Path(base) / "config.json"
+    write_checkpoint(target, tensors, overwrite=overwrite, metadata={"format": "np"},
+                     extra_files={"config.json": config.read_bytes()} if config.is_file() else None)
+    return LoRASummary(opened, Path(target), True)
 
 
 class _Merged:
-    """A stored weight with its adapter, computed when its turn to be written comes."""
+    """A stored parameter and what an adapter adds to it, computed when its turn to be written comes."""
 
-    def __init__(self, tensor, a, b, config):
-        self._arguments = tensor, a, b, config
-        self.dtype, self.shape, self.nbytes = tensor.dtype, tensor.shape, tensor.nbytes
+    def __init__(self, tensor, adapter, name, layer):
+        self._tensor, self._adapter, self._name, self._layer = tensor, adapter, name, layer
+        if tensor is not None:
+            self.dtype, self.shape, self.nbytes = tensor.dtype, tensor.shape, tensor.nbytes
+
+    def problem(self):
+        """What does not fit, or None."""
+        difference = self._adapter.differences.get(self._name)
+        wanted = difference.shape if difference is not None else ()
+        if self._layer:
+            a, b = self._adapter.pairs[self._layer]
+            wanted = (*b.shape[:1], *a.shape[1:])
+        if self._tensor is None or self.dtype not in ("F32", "F16", "BF16") or np.prod(wanted) != np.prod(self.shape) \
+                or len(wanted) == len(self.shape) and wanted != self.shape:
+            found = "nothing" if self._tensor is None else f"{self.dtype} {self.shape}"
+            return f"{self._name} is {found} instead of floats {wanted}"
+        return None
 
     def chunks(self):
         """The bytes, rounded to the stored dtype."""
-        tensor, a, b, config = self._arguments
-        merged = merged_weight(tensor.numpy(), a, b, config)
+        total = self._tensor.numpy().astype(np.float64)
+        if self._layer:
+            a, b = self._adapter.pairs[self._layer]
+            total += low_rank_product(a, b, self._adapter.scalings[self._layer]).reshape(total.shape)
+        if self._name in self._adapter.differences:
+            total += self._adapter.differences[self._name].reshape(total.shape)
+        merged = total.astype(np.float32)
         if self.dtype == "BF16":
             merged = bfloat16_bits(merged)
         elif self.dtype == "F16":
@@ -107,61 +138,22 @@ class _Merged:
         yield from ArrayTensor(merged).chunks()
 
 
-def open_adapter(source):
-    """(LoRAConfig, {original layer name: (A, B)}) of a PEFT folder or of a single file in a known naming."""
-    if source.is_dir() and (source / WEIGHTS_FILE).is_file():
-        config, arrays = read_adapter(source)
-        arrays = {_original_layer(layer, source): pair for layer, pair in arrays.items()}
-        return LoRAConfig(rank=config.rank, alpha=config.alpha, targets=_targets(arrays)), arrays
-    if source.is_dir():
-        raise FileNotFoundError(f"no adapter in {source}: expected {WEIGHTS_FILE} and its configuration")
-    if not source.is_file():
-        raise FileNotFoundError(f"no adapter at {source}")
-    return _open_file(source)
+def _for_diffusers(adapter):
+    """(tensors, header's metadata) in diffusers' names: the factors are part of B, so that readers without the header
+    (ComfyUI, older versions of diffusers) add the same as those with it.
+    """
+    if adapter.differences:
+        raise ValueError(f"diffusers' form has no place for {len(adapter.differences)} differences of parameters "
+                         f"({', '.join(list(adapter.differences)[:3])}): merge with --merge-into, and convert the "
+                         "merged transformer with dit")
+    scaled = StoredAdapter({layer: (a, (adapter.scalings[layer] * b.astype(np.float64)).astype(np.float32))
+                            for layer, (a, b) in adapter.pairs.items()}, dict.fromkeys(adapter.pairs, 1.0))
 
+    def called(layer):
+        return to_naming("dit", layer, "diffusers")
 
-def _open_file(source):
-    layers = {}
-    for name, tensor in read_header(source)[0].items():
-        part = next((ending for ending in _PARTS if name.endswith(f".{ending}")), None)
-        if part is None:
-            raise ValueError(f"{source} holds {name}, which is no part of a LoRA; parts: {', '.join(_PARTS)}")
-        layer = name.removesuffix(f".{part}")
-        layers.setdefault(_original_layer(layer, source), {})[_PARTS[part]] = tensor.numpy().astype(np.float32)
-    broken = [layer for layer, parts in layers.items() if not {"A", "B"} <= parts.keys()]
-    if broken:
-        raise ValueError(f"{source}: A or B is missing of {', '.join(broken[:5])}")
-    ranks = {parts["A"].shape[0] for parts in layers.values()}
-    alphas = {float(parts.get("alpha", np.array(parts["A"].shape[0])).reshape(-1)[0]) for parts in layers.values()}
-    if len(ranks) != 1 or len(alphas) != 1:
-        raise ValueError(f"{source} has ranks {sorted(ranks)} and alphas {sorted(alphas)}; one of each is supported")
-    arrays = {layer: (parts["A"], parts["B"]) for layer, parts in sorted(layers.items())}
-    return LoRAConfig(rank=ranks.pop(), alpha=alphas.pop(), targets=_targets(arrays)), arrays
-
-
-def _original_layer(layer, source):
-    for prefix in sorted(_PREFIXES, key=len, reverse=True):
-        layer = layer.removeprefix(prefix)
-    block = re.match(r"blocks\.\d+\.", layer)
-    if block and not _LAYER.fullmatch(layer):
-        for name in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.k",
-                     "cross_attn.v", "cross_attn.o", "ffn.0", "ffn.2"):
-            if to_naming("dit", block[0] + name, "diffusers") == layer:
-                return block[0] + name
-    if not _LAYER.fullmatch(layer):
-        raise ValueError(f"{source} has an adapter on {layer}, which is no linear layer of a transformer block")
-    return layer
-
-
-def _targets(arrays):
-    """The shortest list of names that fits exactly these layers of a block."""
-    return tuple(sorted({re.sub(r"^blocks\.\d+\.", "", layer) for layer in arrays}))
-
-
-def _in_diffusers_names(config, arrays):
-    tensors = {}
-    for layer, (a, b) in arrays.items():
-        name = "transformer." + to_naming("dit", layer, "diffusers")
-        tensors |= {f"{name}.lora_A.weight": ArrayTensor(a), f"{name}.lora_B.weight": ArrayTensor(b),
-                    f"{name}.alpha": ArrayTensor(np.array(config.alpha, np.float32))}
-    return tensors
+    tensors = {f"{HEADER_PREFIX}{called(layer)}.lora_{which}.weight": ArrayTensor(array)
+               for layer, pair in scaled.pairs.items() for which, array in zip("AB", pair, strict=True)}
+    content = {"peft_type": "LORA", **sizes_of(scaled, called), "target_modules": list(map(called, scaled.pairs))}
+    header = json.dumps({HEADER_PREFIX + name: value for name, value in content.items()}, sort_keys=True)
+    return tensors, {"format": "pt", HEADER_KEY: header}

@@ -24,7 +24,7 @@ class HiF8Codes:
         self.tensor = tensor
         self.shape = tuple(tensor.shape)
         self.nbytes = math.prod(self.shape)
-        amax = max((np.abs(part).max() for part in _numbers(tensor) if part.size), default=0)
+        amax = max((np.abs(part).max() for part in numbers(tensor) if part.size), default=0)
         self.factor = hif8.scale_of(amax, hif8.SCALE_MAX_FORWARD)
         self.scale = 1 / self.factor
         self.error = None
@@ -32,7 +32,7 @@ class HiF8Codes:
     def chunks(self):
         """The codes' bytes in order."""
         wrong = total = 0.0
-        for part in _numbers(self.tensor):
+        for part in numbers(self.tensor):
             codes = hif8.encode(part * self.factor)
             difference = hif8.decode(codes) * self.scale - part
             wrong += float(np.square(difference, dtype=np.float64).sum())
@@ -54,7 +54,7 @@ def quantise(tensors):
     return result, codes
 
 
-def _numbers(tensor):
+def numbers(tensor):
     """The tensor's numbers in order, fp32, a chunk at a time."""
     stored, size, rest = np.dtype(_STORED[tensor.dtype]), DTYPE_BYTES[tensor.dtype], b""
     for chunk in tensor.chunks():
