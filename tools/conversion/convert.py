@@ -15,8 +15,9 @@ from ospnext_ms.models.parameters import KINDS, expected_shapes
 from ospnext_ms.storage.safetensors_io import MAX_SHARD_BYTES, check_target, write_checkpoint
 from ospnext_ms.storage.weights import mismatch_report
 from tools.conversion import float8, quantised
+from tools.conversion.describe import config_json
 from tools.conversion.names import NAMINGS, detect_naming, drop_superfluous, to_naming
-from tools.conversion.sizes import infer_sizes, sizes_from_config
+from tools.conversion.sizes import SECTIONS, infer_sizes, sizes_from_config
 from tools.conversion.source import open_source
 from tools.conversion.torch_file import write_torch_file
 
@@ -41,6 +42,7 @@ class Summary:
     dropped: Mapping[str, list]
     hif8_errors: Mapping[str, float]
     dequantised: str | None
+    about_config: str | None
 
     def __str__(self):
         dtypes = ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())
@@ -51,6 +53,8 @@ class Summary:
             f"file{'s' if len(self.files) > 1 else ''}: {', '.join(self.files[:3])}"
             + (" ..." if len(self.files) > 3 else ""),
         ]
+        if self.about_config:
+            lines.append(f"  {self.about_config}")
         if self.dequantised:
             lines.append(f"  dequantised to bf16: {self.dequantised}")
         if self.hif8_errors:
@@ -68,11 +72,11 @@ def convert(kind: str, source: Path, target: Path, direction: str = DIRECTIONS[0
             max_shard_bytes: float = MAX_SHARD_BYTES, show_progress: bool = False) -> Summary:
     """Converts a checkpoint; nothing appears under `target` before it is complete. Dtypes stay, float8 becomes bf16.
 
-    `target` is a folder (shards of at most `max_shard_bytes` with an index, and the config.json where the naming stays
-    the same), a .safetensors file or, towards PyTorch, a .pth file. `config` is a config.json or a run's YAML that
-    gives the sizes; without it those of the source's config.json hold, and what neither says is read off the shapes.
-    `quant` "hif8" stores the blocks' matrices of a transformer in 8 bits (ospnext_ms.storage.hif8_weights). `key`
-    chooses among several sets of weights in one file.
+    `target` is a folder (shards of at most `max_shard_bytes` with an index, and a config.json: the source's where the
+    naming stays the same, else one as those who load the naming expect it), a .safetensors file or, towards PyTorch, a
+    .pth file. `config` is a config.json or a run's YAML that gives the sizes; without it those of the source's
+    config.json hold, and what neither says is read off the shapes. `quant` "hif8" stores the blocks' matrices of a
+    transformer in 8 bits (ospnext_ms.storage.hif8_weights). `key` chooses among several sets of weights in one file.
 
     Raises:
         FileNotFoundError, FileExistsError, ImportError: see open_source and write_checkpoint.
@@ -86,12 +90,13 @@ def convert(kind: str, source: Path, target: Path, direction: str = DIRECTIONS[0
     naming = detect_naming(kind, stored)
     tensors, dropped = drop_superfluous(kind, naming, stored)
     dropped = {**opened.left_out, **of_float8, **dropped}
-    sizes, origin = _find_sizes(kind, naming, opened, tensors, config)
+    given = None if config is None else read_values(config)[0]
+    sizes, origin = _find_sizes(kind, naming, opened, tensors, config, given)
     expected = expected_shapes(kind, sizes)
     _check_tensors(opened.path, kind, sizes, {to_naming(kind, name, naming): shape for name, shape in expected.items()},
                    tensors)
     renamed = {to_naming(kind, name, target_naming): tensors[to_naming(kind, name, naming)] for name in expected}
-    codes = {}
+    codes, about_config = {}, None
     if quant:
         renamed, codes = quantised.quantise(renamed)
     total = sum(tensor.nbytes for tensor in renamed.values())
@@ -102,17 +107,17 @@ def convert(kind: str, source: Path, target: Path, direction: str = DIRECTIONS[0
             files = [target.name]
         else:
             towards_torch = direction == "mindspore-to-torch"
-            keeps_config = opened.config is not None and naming == target_naming and _describes(kind, opened.config)
+            described, about_config = _describe(kind, naming, target_naming, opened.config, given, sizes)
             files = write_checkpoint(
                 target, renamed, max_shard_bytes, overwrite=overwrite, progress=bar.update,
                 stem="diffusion_pytorch_model" if target_naming == "diffusers" and kind != "umt5" else "model",
                 metadata={"format": "pt" if towards_torch else "np"},
-                extra_files={"config.json": json.dumps(opened.config, indent=2).encode()} if keeps_config else None,
+                extra_files=None if described is None else {"config.json": json.dumps(described, indent=2).encode()},
             )
     dtypes = Counter(tensor.dtype for tensor in renamed.values())
     errors = {name: tensor.error for name, tensor in codes.items()}
     return Summary(kind, opened.path, target, naming, target_naming, sizes, origin, dtypes, total, files, dropped,
-                   errors, dequantised)
+                   errors, dequantised, about_config if not target.suffix else None)
 
 
 def _check_options(kind, target, direction, target_naming, quant):
@@ -135,10 +140,10 @@ def _check_options(kind, target, direction, target_naming, quant):
         raise ValueError(f"cannot write {target.name}; valid: a folder, a .safetensors file, or towards PyTorch .pth")
 
 
-def _find_sizes(kind, naming, opened, tensors, config):
+def _find_sizes(kind, naming, opened, tensors, config, given):
     origin, known = "the tensors' shapes", {}
     if config is not None:
-        known = sizes_from_config(kind, read_values(config)[0])
+        known = sizes_from_config(kind, given)
         if not known:
             raise ValueError(f"{config} says nothing about a {kind}")
         origin = str(config)
@@ -149,8 +154,16 @@ def _find_sizes(kind, naming, opened, tensors, config):
     return sizes, origin
 
 
-def _describes(kind, config):
-    return sizes_from_config(kind, config) is not None
+def _describe(kind, naming, target_naming, own, given, sizes):
+    """(content of the target's config.json or None, what to say about it or None)."""
+    describes = own is not None and sizes_from_config(kind, own) is not None
+    if describes and naming == target_naming and given is None:
+        return own, None
+    known = {**own} if describes else {}
+    if given is not None:
+        model = given.get("model")
+        known |= model.get(SECTIONS[kind], {}) if isinstance(model, Mapping) else given
+    return config_json(kind, target_naming, sizes, known)
 
 
 def _check_tensors(path, kind, sizes, expected, tensors):

@@ -29,7 +29,7 @@ _KEYS = {
              "num_heads": ("num_heads",), "num_layers": ("num_layers",),
              "num_buckets": ("num_buckets", "relative_attention_num_buckets")},
 }
-_SECTIONS = {"dit": "dit", "vae": "vae", "umt5": "text_encoder"}
+SECTIONS = {"dit": "dit", "vae": "vae", "umt5": "text_encoder"}
 # By the class name in config.json; whatever is neither of these describes a transformer.
 _CLASS_MARKS = {"vae": r"vae|autoencoder", "umt5": r"t5"}
 _FIXED = {
@@ -46,7 +46,7 @@ def sizes_from_config(kind: str, config: Mapping) -> dict | None:
         ValueError: it describes a network we do not have.
     """
     if "model" in config and isinstance(config["model"], Mapping):
-        config = config["model"].get(_SECTIONS[kind])
+        config = config["model"].get(SECTIONS[kind])
         return _known_keys(kind, config) if isinstance(config, Mapping) else None
     class_name = str(config.get("_class_name") or (config.get("architectures") or [""])[0])
     marked = [other for other, mark in _CLASS_MARKS.items() if re.search(mark, class_name, re.IGNORECASE)]
