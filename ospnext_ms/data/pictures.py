@@ -15,9 +15,11 @@ _GAP = 4
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     """Writes a uint8 RGB image [height, width, 3]."""
+    is_made, data = cv2.imencode(".png", image[..., ::-1])
+    assert is_made, f"OpenCV makes no PNG of {image.shape}"
+    # Written here, as OpenCV does not say why it cannot.
     with atomic_path(path) as temporary:
-        if not cv2.imwrite(str(temporary), image[..., ::-1]):
-            raise OSError(f"cannot write the image {path}")
+        temporary.write_bytes(data.tobytes())
 
 
 def evenly_spaced(count: int, columns: int) -> list[int]:

@@ -43,7 +43,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        _raise_with_path(error, path)
+        _raise_with_path(error, path, temporary)
     sync(path.parent)
 
 
@@ -118,9 +118,10 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         _raise_with_path(error, path)
 
 
-def _raise_with_path(error: BaseException, path: str | os.PathLike) -> NoReturn:
-    """Raises the error again; where the system complains without saying of which file (a full disk) with its path."""
-    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+def _raise_with_path(error: BaseException, path: str | os.PathLike, temporary: Path | None = None) -> NoReturn:
+    """Raises the error again; where the system complains without saying of which file (a full disk), or of the
+    temporary one, with its path."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename in (None, temporary, str(temporary)):
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     raise error
 

@@ -5,6 +5,8 @@ import os
 import socket
 from pathlib import Path
 
+from ospnext_ms.storage.files import naming
+
 LOCK = ".run.lock"
 
 
@@ -40,9 +42,10 @@ class RunLock:
                 break
             # Released, and thereby removed, by another process after it was opened here.
             self._file.close()
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            self._file.flush()
 
     def _lock(self, part: tuple[int, int]) -> None:
         """The whole of a run has every byte; a part shares the first one and has another to itself."""

@@ -72,6 +72,14 @@ def test_a_full_disk_is_told_with_the_path(tmp_path, write):
     assert names(tmp_path) == []
 
 
+def test_the_name_that_is_told_is_not_the_temporary_one(tmp_path):
+    with pytest.raises(OSError, match="No space left on device: '.*/big.mp4'$"), \
+            atomic_path(tmp_path / "big.mp4") as temporary:
+        raise OSError(errno.ENOSPC, "No space left on device", str(temporary))
+    with pytest.raises(OSError, match="'another'"), atomic_path(tmp_path / "big.mp4"):
+        raise OSError(errno.ENOSPC, "No space left on device", "another")
+
+
 def test_folder_appears_only_when_complete(tmp_path):
     target = tmp_path / "step_10"
     with atomic_folder(target) as temporary:

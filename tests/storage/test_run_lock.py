@@ -1,5 +1,6 @@
 """Two runs in one folder."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -29,3 +30,12 @@ def test_the_second_is_refused_until_the_first_has_ended(tmp_path):
     RunLock(tmp_path)
     # The process that has it may ask again.
     RunLock(tmp_path)
+
+
+def test_a_full_disk_is_told_with_the_path(tmp_path, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("socket.gethostname", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*\.run\.lock'"):
+        RunLock(tmp_path)
