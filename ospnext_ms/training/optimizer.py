@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import logging
 import math
 import os
 
@@ -19,7 +20,13 @@ UNDECAYED = ("norm", "bias", "modulation")
 def load_mindformers(log_folder="output/mindformers"):
     """The package mindformers, whose import takes seconds. `log_folder` is where its first import puts its logs."""
     os.environ.setdefault("LOCAL_DEFAULT_PATH", str(log_folder))
-    return importlib.import_module("mindformers")
+    disabled = logging.root.manager.disable
+    # It warns of models of its own that need packages which are not there: nobody asked for them.
+    logging.disable(logging.WARNING)
+    try:
+        return importlib.import_module("mindformers")
+    finally:
+        logging.disable(disabled)
 
 
 def is_decayed(name):

@@ -1,5 +1,8 @@
 """The route of a user of mindformers: its registered trainer, built by mindformers and given a MindFormerConfig."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +12,7 @@ from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.reporting.metrics import read_metrics
 from ospnext_ms.training.mindformers import register
 from ospnext_ms.training.optimizer import load_mindformers
-from tests.support.paths import CONFIGS
+from tests.support.paths import CONFIGS, ROOT
 
 CHANGES = {
     "load_checkpoint": None, "run_mode": "train", "eval_dataset": None,
@@ -73,3 +76,11 @@ def test_what_it_cannot_use_is_refused(mindformers, arguments, words):
     trainer = mindformers.build_trainer(class_name="OSPNextTrainer")
     with pytest.raises(ValueError, match=words):
         trainer.train(**arguments)
+
+
+def test_its_import_says_nothing_and_leaves_warnings_as_they_were(tmp_path):
+    code = ("import logging, sys\nfrom ospnext_ms.training.optimizer import load_mindformers\n"
+            "load_mindformers(sys.argv[1])\nassert logging.getLogger('x').isEnabledFor(logging.WARNING)")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, text=True, capture_output=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT), "GLOG_v": "3"}, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
