@@ -142,6 +142,20 @@ def test_adapted_as_stored(model, adapter):
         assert relative_error(outputs(built.net, model.dit), outputs(plain, model.dit)) < 1e-6
 
 
+def test_adapters_of_several_kinds_on_a_quantised_network(model, adapter):
+    """They stay exact beside weights in 8 bits, and are held in the dtype that they compute in."""
+    folder, _ = adapter
+    section = replace(model.dit, quant="hif8")
+    quantised = outputs(build_dit(section, RUNTIME), section)
+    change = outputs(build_dit(section, RUNTIME, adapters=[(folder, 0.5), (folder, 0.25)]), section) - quantised
+    plain = outputs(build_dit(model.dit, RUNTIME), section)
+    expected = outputs(build_dit(model.dit, RUNTIME, adapters=[(folder, 0.75)]), section) - plain
+    assert relative_error(change, expected) < 0.2
+    net = build_dit(model.dit, Runtime("Ascend", ms.bfloat16, False), adapters=[(folder, 1.0)])
+    assert net.blocks[0].ffn[0].adapter.lora_A.dtype == ms.bfloat16
+    assert not net.blocks[0].ffn[0].adapter.lora_B.requires_grad
+
+
 def test_an_adapter_of_another_size_is_refused(model, adapter):
     with pytest.raises(ValueError, match=r"adapter does not fit .*has shape \(2, \d+\) instead of \(3, \d+\)"):
         assemble_dit(model.dit, RUNTIME, lora=replace(LORA, rank=3), adapter=adapter[0])

@@ -20,20 +20,20 @@ __all__ = ["Adapters", "LoRAConfig", "LowRank", "attach"]
 
 
 class LowRank(nn.Cell):
-    """scaling * (x A^T) B^T, times the switch. Parameters lora_A [rank, in] and lora_B [out, rank], fp32.
+    """scaling * (x A^T) B^T, times the switch. Parameters lora_A [rank, in] and lora_B [out, rank].
 
     Args:
-        a, b: fp32 arrays, the start of the two. dtype: compute dtype.
+        a, b: fp32 arrays, the start of the two. dtype: compute dtype. param_dtype: of the parameters, default fp32.
         scaling, switch: float, and Parameter [] fp32, 1 or 0, shared by all adapters of a network. Without a switch
             neither is multiplied in.
 
     Input x [..., in] of any float dtype; output [..., out] in `dtype`.
     """
 
-    def __init__(self, a, b, dtype, scaling=1.0, switch=None):
+    def __init__(self, a, b, dtype, scaling=1.0, switch=None, param_dtype=ms.float32):
         super().__init__()
-        self.lora_A = Parameter(Tensor(a), name="lora_A")
-        self.lora_B = Parameter(Tensor(b), name="lora_B")
+        self.lora_A = Parameter(Tensor(a, param_dtype), name="lora_A")
+        self.lora_B = Parameter(Tensor(b, param_dtype), name="lora_B")
         self.switch = switch
         self.scaling = scaling
         self.dtype = dtype
@@ -62,7 +62,7 @@ def attach(net, arrays):
     if odd:
         raise ValueError(f"the adapter does not fit the network ({len(odd)} layers): {'; '.join(odd[:5])}")
     for layer, (a, b) in arrays.items():
-        adapter = LowRank(a, b, linears[layer].dtype)
+        adapter = LowRank(a, b, linears[layer].dtype, param_dtype=linears[layer].dtype)
         linears[layer].adapter = adapter
         _name(adapter, layer)
         for parameter in adapter.get_parameters():

@@ -4,9 +4,10 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
+
+from ospnext_ms.storage.safetensors_io import TensorValues
 
 # A [rank, in] and B [out, rank] of a layer.
 Pair = tuple[np.ndarray, np.ndarray]
@@ -58,18 +59,8 @@ def _add(differences: dict[str, np.ndarray], name: str, difference: np.ndarray) 
     differences[name] = difference if known is None else known + difference.reshape(known.shape)
 
 
-class Readable(Protocol):
-    """A stored tensor."""
-
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def shape(self) -> tuple: ...
-    def numpy(self) -> np.ndarray: ...
-
-
-def with_differences(tensors: Mapping[str, Readable], differences: Mapping[str, np.ndarray],
-                     origin: str | os.PathLike) -> dict[str, Readable]:
+def with_differences(tensors: Mapping[str, TensorValues], differences: Mapping[str, np.ndarray],
+                     origin: str | os.PathLike) -> dict[str, TensorValues]:
     """The stored tensors of a checkpoint {name: tensor} with something added to those that `differences` names.
 
     Raises:
@@ -88,7 +79,7 @@ def with_differences(tensors: Mapping[str, Readable], differences: Mapping[str, 
 class ChangedTensor:
     """A stored tensor with something added to it: looks like a stored one to whoever loads it."""
 
-    tensor: Readable
+    tensor: TensorValues
     difference: np.ndarray
 
     @property
@@ -97,7 +88,7 @@ class ChangedTensor:
         return self.tensor.dtype
 
     @property
-    def shape(self) -> tuple:
+    def shape(self) -> tuple[int, ...]:
         """That of the stored tensor."""
         return self.tensor.shape
 

@@ -86,8 +86,10 @@ def choose(path, sets, key):
     """The one set of weights that is meant, of {key: {name: tensor}}, and what is left out as {reason: names}.
 
     Raises:
-        ValueError: there are several and `key` is None, or none of that key.
+        ValueError: there are none, or several and `key` is None, or none of that key.
     """
+    if not sets:
+        raise ValueError(f"{path} holds no weights of a network (an adapter is converted with lora)")
     listed = ", ".join(f"{name or repr('')} ({len(tensors)} tensors)" for name, tensors in sets.items())
     if key is None and len(sets) == 1:
         return next(iter(sets.values())), {}

@@ -79,6 +79,12 @@ def test_a_transformer_with_an_adapter_beside_it(tmp_path):
         f"blocks.0.self_attn.q.lora_{part}.default.weight" for part in "AB"]}
 
 
+def test_an_adapter_is_no_network(tmp_path):
+    state = {f"base_model.model.blocks.0.self_attn.q.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
+    with pytest.raises(ValueError, match="holds no weights of a network .an adapter is converted with lora"):
+        convert("dit", write_source(tmp_path / "w.safetensors", state), tmp_path / "ms")
+
+
 @pytest.mark.parametrize(("name", "split"), [
     ("blocks.0._orig_mod.self_attn.q.weight", ("", "blocks.0.self_attn.q.weight")),
     ("model.model.head.head.bias", ("model.model.", "head.head.bias")),
