@@ -9,6 +9,7 @@ import pytest
 from ospnext_ms.build import build_dit
 from ospnext_ms.config.reader import ConfigError
 from ospnext_ms.generation.checks import check_adapters
+from ospnext_ms.generation.identity import contents_of
 from ospnext_ms.generation.jobs import plain_jobs
 from ospnext_ms.generation.run import generate
 from ospnext_ms.generation.text_to_video import TextToVideo
@@ -90,6 +91,15 @@ def test_what_is_configured(configure, adapter):
     assert configure(adapter="a", adapters=[]).used_adapters == [("a", 1.0)]
     with pytest.raises(ConfigError, match="give adapter or adapters, not both"):
         configure(adapter="a", adapters=[{"path": "b"}])
+
+
+def test_a_folder_of_videos_knows_adapters_by_contents_and_strength(configure, adapter, tmp_path):
+    shutil.copytree(adapter[0], tmp_path / "elsewhere")
+    told = [contents_of(configure(adapters=[{"path": str(path), "strength": strength}]))["contents of adapters"]
+            for path, strength in ((adapter[0], 1), (tmp_path / "elsewhere", 1), (adapter[0], 0.5))]
+    assert told[0] == told[1] != told[2]
+    assert told[0] == contents_of(configure(adapter=str(adapter[0]), adapters=[]))["contents of adapters"]
+    assert contents_of(configure(adapter=None))["contents of adapters"] is None
 
 
 @pytest.mark.parametrize(("layer", "shape", "message"), [
