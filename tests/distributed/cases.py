@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from tests.support import train_runs
+
+# Files of tests that read one job's results.
+PARTS = ("sequence_parallel", "hif8", "train")
 # Per world size: S x U.
 DEGREES = {2: ("2x1", "1x2"), 4: ("4x1", "2x2")}
 # (2, 8, 8) divides; (3, 7, 10) does not, so shards are uneven; (2, 2, 2) has empty shards.
@@ -38,6 +42,14 @@ EXCHANGES = {(2, "quick"): (("2x1", EMPTY), ("1x2", UNEVEN)), (4, "quick"): (("4
              (2, "slow"): (("2x1", UNEVEN), ("1x2", EMPTY)),
              (4, "slow"): (("2x2", UNEVEN), ("4x1", UNEVEN), ("2x2", EMPTY))}
 
+# Degrees that share a video in HiF8.
+HIF8 = {(2, "quick"): ("2x1",), (4, "quick"): (), (2, "slow"): (), (4, "slow"): ("2x2", "4x1")}
+# Runs of training; see conftest.py for their settings.
+TRAINING = {(2, "quick"): ("resume", "nan", "disagree"), (4, "quick"): ("save",),
+            (2, "slow"): ("resume compiled",), (4, "slow"): ()}
+# A checkpoint is left at STEPS, from which others train on to MORE.
+STEPS, MORE = 2, 4
+
 
 def cases(world, speed):
     """The cases of a world size: "quick" ones, and "slow" ones for which there is no time in the default tests."""
@@ -48,3 +60,12 @@ def cases(world, speed):
     found = [Case(degrees, UNEVEN, shard=shard) for degrees in DEGREES[world] for shard in sorted({2, world})]
     found += [Case(second, UNEVEN, shard=2, recompute=True)]
     return found + [Case(second, UNEVEN, shard=2, recompute=True, compiled=True)]
+
+
+def train_settings(folder, data, steps, mode="pynative", **parallel):
+    """A TrainConfig as nested dicts, of two videos a step, that leaves a checkpoint at STEPS."""
+    values = train_runs.settings(folder, data, steps, STEPS)
+    values["context"]["mode"] = mode
+    values["runner_config"]["batch_size"] = 2 // parallel.get("data_parallel", 1)
+    values["parallel_config"] = parallel
+    return values

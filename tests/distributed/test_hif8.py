@@ -4,19 +4,16 @@ import json
 
 import pytest
 
-from tests.support.msrun import run_workers
+from tests.distributed.cases import HIF8
 
 pytestmark = [pytest.mark.framework, pytest.mark.processes]
 
 
-@pytest.mark.parametrize("degrees", [(2, 1), pytest.param((2, 2), marks=pytest.mark.slow),
-                                     pytest.param((4, 1), marks=pytest.mark.slow)])
-def test_global_scales_give_the_operands_of_one_process(tmp_path, degrees):
-    workers = degrees[0] * degrees[1]
-    status, output = run_workers(workers, tmp_path, "-m", "tests.distributed.hif8_worker", str(tmp_path),
-                                 *map(str, degrees))
-    assert status == 0, output[-3000:]
-    ranks = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(workers)]
+@pytest.mark.parametrize(("world", "speed", "degrees"), [
+    pytest.param(world, speed, degrees, marks=pytest.mark.slow if speed == "slow" else ())
+    for (world, speed), table in HIF8.items() for degrees in table])
+def test_global_scales_give_the_operands_of_one_process(job, world, speed, degrees):
+    ranks = [rank[f"hif8-{degrees}"] for rank in job(world, speed)]
     print(json.dumps(ranks, indent=1))
     for found in (rank[name] for rank in ranks for name in ("global", "centred")):
         assert found["scale_error"] < 1e-6
@@ -31,7 +28,7 @@ def test_global_scales_give_the_operands_of_one_process(tmp_path, degrees):
     assert all([rank[name]["key_exchanges"] for name in ("global", "centred", "centred locally")] == [0, 2, 0]
                for rank in ranks)
     assert max(rank["centred locally"]["out_error"] for rank in ranks) < 0.1
-    assert all(rank["codes"] == {"equal": True, "held": 1 / workers} for rank in ranks)
+    assert all(rank["codes"] == {"equal": True, "held": 1 / world} for rank in ranks)
     assert max(rank["local"]["scale_error"] for rank in ranks) > 1e-3
     assert all(rank["local"]["scale_exchanges"] == 0 for rank in ranks)
     worst = {scope: max(rank[scope]["out_error"] for rank in ranks) for scope in ("local", "global")}

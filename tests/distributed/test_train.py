@@ -1,6 +1,5 @@
 """Training in real processes: the same losses as in one, and checkpoints that any number of processes takes up."""
 
-import json
 import shutil
 
 import numpy as np
@@ -11,31 +10,10 @@ from ospnext_ms.reporting.metrics import read_metrics
 from ospnext_ms.runtime import start
 from ospnext_ms.storage.training_checkpoint import open_checkpoint
 from ospnext_ms.training.loop import Trainer
+from tests.distributed.cases import MORE, STEPS, train_settings
 from tests.support import train_runs as runs
-from tests.support.configs import write_config
-from tests.support.msrun import run_workers
 
 pytestmark = pytest.mark.processes
-
-STEPS, MORE = 2, 4
-
-
-def settings(folder, data, steps, mode="pynative", **parallel):
-    values = runs.settings(folder, data, steps, STEPS)
-    values["context"]["mode"] = mode
-    values["runner_config"]["batch_size"] = 2 // parallel.get("data_parallel", 1)
-    values["parallel_config"] = parallel
-    return values
-
-
-def workers(num_workers, folder, **scenarios):
-    """Runs scenarios {name: settings} in processes; {name: [result of rank 0, ...]}."""
-    for name, values in scenarios.items():
-        write_config(folder / f"{name}.yaml", values)
-    status, output = run_workers(num_workers, folder, "-m", "tests.distributed.train_worker", str(folder), *scenarios)
-    assert status == 0, output[-4000:]
-    return {name: [json.loads((folder / f"{name}_rank_{rank}.json").read_text()) for rank in range(num_workers)]
-            for name in scenarios}, output
 
 
 def losses(folder):
@@ -43,26 +21,16 @@ def losses(folder):
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory):
+def four(job, training_folder):
     """(data, folder of a run in four processes: two videos, each on two of them, weights spread over all)."""
-    folder = tmp_path_factory.mktemp("four")
-    data = runs.write_cache(folder / "data")
-    workers(4, folder, save=settings(folder / "run", data, STEPS, skiparse_parallel=2, data_parallel=2,
-                                     parameter_shard=4))
-    return data, folder / "run"
+    job(4)
+    return training_folder / "data", training_folder / "save"
 
 
 @pytest.fixture(scope="module")
-def two(four, tmp_path_factory):
-    """(results, output, folder) of two processes that take up the checkpoint of four, and of a run with bad data."""
-    data, source = four
-    folder = tmp_path_factory.mktemp("two")
-    shutil.copytree(source, folder / "run")
-    parallel = dict(skiparse_parallel=1, data_parallel=2, parameter_shard=2)
-    results, output = workers(2, folder, resume=settings(folder / "run", data, MORE, **parallel),
-                              nan=settings(folder / "nan", data, 3, **parallel),
-                              disagree=settings(folder / "disagree", data, 3, **parallel))
-    return results, output, folder
+def two(job, training_folder):
+    """(results of both, folder) of two processes that take up the checkpoint of four, and of runs that end early."""
+    return job(2), training_folder
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +39,7 @@ def one(four, tmp_path_factory):
     data, source = four
     folder = tmp_path_factory.mktemp("one")
     shutil.copytree(source, folder / "run")
-    config = runs.read_config(folder / "c.yaml", settings(folder / "run", data, MORE))
+    config = runs.read_config(folder / "c.yaml", train_settings(folder / "run", data, MORE))
     trainer = Trainer(config, start(config.context), Mesh.single())
     restored = trainer.learner.state.copy_to_host()
     trainer.run()
@@ -80,7 +48,7 @@ def one(four, tmp_path_factory):
 
 def test_four_processes_have_the_losses_of_one(four, tmp_path):
     data, folder = four
-    config = runs.read_config(tmp_path / "c.yaml", settings(tmp_path / "run", data, STEPS))
+    config = runs.read_config(tmp_path / "c.yaml", train_settings(tmp_path / "run", data, STEPS))
     Trainer(config, start(config.context), Mesh.single()).run()
     np.testing.assert_allclose(losses(folder), losses(tmp_path / "run"), rtol=2e-5)
     expected = open_checkpoint(tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}").groups["ema"]
@@ -99,29 +67,26 @@ def test_saved_by_four_and_taken_up_by_one_bit_by_bit(one, four):
 
 
 def test_saved_by_four_and_taken_up_by_two_bit_by_bit(two):
-    results, _, _ = two
-    for result in results["resume"]:
+    for result in (rank["resume"] for rank in two[0]):
         assert result["steps_done"] == STEPS
         assert result["compared"] > 100
         assert result["wrong"] == []
 
 
 def test_one_and_two_go_on_alike(one, two):
-    np.testing.assert_allclose(losses(two[2] / "run"), losses(one[2]), rtol=1e-4)
+    np.testing.assert_allclose(losses(two[1] / "resume"), losses(one[2]), rtol=1e-4)
     assert len(losses(one[2])) == MORE
 
 
 @pytest.mark.slow
-def test_two_compiled_processes_go_on_like_one(one, four, tmp_path):
-    data, source = four
-    shutil.copytree(source, tmp_path / "run")
-    workers(2, tmp_path, resume=settings(tmp_path / "run", data, MORE, "graph", data_parallel=2, parameter_shard=2))
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(one[2]), rtol=1e-4)
+def test_two_compiled_processes_go_on_like_one(job, one, training_folder):
+    job(2, "slow")
+    np.testing.assert_allclose(losses(training_folder / "resume compiled"), losses(one[2]), rtol=1e-4)
 
 
 def test_bad_data_on_one_rank_stop_all_before_the_update_and_are_named(two):
-    results, _, folder = two
-    for result in results["nan"]:
+    results, folder = two
+    for result in (rank["nan"] for rank in results):
         assert result["steps_done"] == 1
         assert "step 2: loss or gradient is not finite on rank 1 " in result["message"]
         assert ". Samples of the step: rank 1: clip" in result["message"]
@@ -129,8 +94,8 @@ def test_bad_data_on_one_rank_stop_all_before_the_update_and_are_named(two):
 
 
 def test_processes_that_were_given_different_settings_all_say_so(two):
-    results, _, folder = two
-    messages = {result["message"] for result in results["disagree"]}
+    results, folder = two
+    messages = {rank["disagree"]["message"] for rank in results}
     assert len(messages) == 1
     message = messages.pop()
     assert "seed is not on rank 1 what it is on rank 0; lr_schedule is not on rank 1 what it is on rank 0" in message

@@ -1,7 +1,8 @@
-"""One of several processes that run the cases of their world size: python -m tests.distributed.worker FOLDER SPEED.
+"""One of several processes that run the cases of their world size: python -m tests.distributed.worker FOLDER SPEED
+PART ..., the parts being those of cases.PARTS.
 
-FOLDER holds what one process computes, with the same weights (see `write_expected`); how far the two are apart is
-written to FOLDER/rank_N.json.
+FOLDER holds what one process computes, with the same weights (see `write_expected`), and the configurations of the
+training runs; what is found, and how far the processes are from one, is written to FOLDER/rank_N.json.
 """
 
 import faulthandler
@@ -24,7 +25,7 @@ from ospnext_ms.generation.team import make_team
 from ospnext_ms.generation.text_to_video import TextToVideo
 from ospnext_ms.kernels.attention import Attention
 from ospnext_ms.kernels.collectives import AllReduceSum
-from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
+from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.models.sequence import PackedSequence
 from ospnext_ms.parallel.degrees import world_size
 from ospnext_ms.parallel.gradients import GradientReducer
@@ -32,35 +33,14 @@ from ospnext_ms.parallel.mesh import make_mesh, start_processes
 from ospnext_ms.parallel.sharding import ShardedWeights
 from ospnext_ms.parallel.ssp import ParallelSequence
 from ospnext_ms.runtime import start
-from tests.distributed.cases import EXCHANGES, GENERATION, GRIDS, MODEL, UNEVEN, cases
+from tests.distributed.cases import EXCHANGES, GENERATION, GRIDS, HIF8, TRAINING, UNEVEN, cases
+from tests.distributed.hif8 import compare_scopes
+from tests.distributed.network import CONFIG, Loss, inputs
+from tests.distributed.train import train
 from tests.support.compare import relative_error
 from tests.support.msrun import TIMEOUT_SECONDS
 from tests.support.shards import whole as assembled
 from tests.support.weights import random_weights
-
-CONFIG = DiTConfig(**MODEL)
-
-
-class Loss(nn.Cell):
-    """Weighted mean of the network's output, and the output."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def construct(self, x, t, text, weight):
-        out = self.net(x, t, text)
-        return (out * weight).mean(), out
-
-
-def inputs(grid, batch):
-    """x, t, text and the loss's weights of a case."""
-    rng = np.random.default_rng(7)
-    x = rng.normal(size=(batch, 16, grid[0], 2 * grid[1], 2 * grid[2]))
-    t = rng.uniform(0, 1000, size=batch)
-    text = rng.normal(size=(batch, CONFIG.text_len, CONFIG.text_dim))
-    weight = rng.normal(size=x.shape)
-    return [Tensor(a.astype(np.float32)) for a in (x, t, text, weight)]
 
 
 def forward_and_gradients(net, arguments, compiled):
@@ -194,22 +174,30 @@ def compare_latents(folder, degrees, split):
     return relative_error(next(pipeline.latents())[1], np.load(Path(folder) / "latents.npy"))
 
 
-def main(folder, speed):
-    """Joins the processes, runs the "quick" or the "slow" cases and writes the results."""
+def jobs_of(part, folder, world, speed):
+    """{name: function} of a part's cases."""
+    if part == "hif8":
+        return {f"hif8-{degrees}": partial(compare_scopes, degrees) for degrees in HIF8[world, speed]}
+    if part == "train":
+        return {name: partial(train, folder, name) for name in TRAINING[world, speed]}
+    jobs = {case.name: partial(run, folder, case) for case in cases(world, speed)}
+    jobs |= {f"exchanges-{degrees}-grid{grid[1]}": partial(compare_exchanges, degrees, grid)
+             for degrees, grid in EXCHANGES[world, speed]}
+    return jobs | {f"latents-{degrees}-{split}": partial(compare_latents, folder, degrees, split)
+                   for degrees, split in GENERATION[world, speed]}
+
+
+def main(folder, speed, *parts):
+    """Joins the processes, runs the "quick" or the "slow" cases of the parts and writes the results."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     # Errors come up where they are made, and on busy cores a step costs a quarter of the time.
     ms.runtime.launch_blocking()
     # A process that waits for another one forever says where.
     faulthandler.dump_traceback_later(TIMEOUT_SECONDS - 30)
     mesh = start_processes(ParallelSection())
-    world = world_size()
     results = {"seconds": {}}
-    jobs = {case.name: partial(run, folder, case) for case in cases(world, speed)}
-    jobs |= {f"exchanges-{degrees}-grid{grid[1]}": partial(compare_exchanges, degrees, grid)
-             for degrees, grid in EXCHANGES[world, speed]}
-    jobs |= {f"latents-{degrees}-{split}": partial(compare_latents, folder, degrees, split)
-             for degrees, split in GENERATION[world, speed]}
-    for name, job in jobs.items():
+    jobs = [job for part in parts for job in jobs_of(part, folder, world_size(), speed).items()]
+    for name, job in jobs:
         start_time = time.perf_counter()
         results[name] = job()
         results["seconds"][name] = round(time.perf_counter() - start_time, 1)

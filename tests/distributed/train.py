@@ -1,10 +1,5 @@
-"""One of several processes that train together: python -m tests.distributed.train_worker FOLDER SCENARIO.
+"""What several processes that train together do, each with what it saw as its result."""
 
-Every process writes what it saw to FOLDER/SCENARIO_rank_N.json.
-"""
-
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +7,7 @@ import numpy as np
 
 from ospnext_ms.config.reader import load_config
 from ospnext_ms.config.train import TrainConfig
-from ospnext_ms.parallel.mesh import start_processes
+from ospnext_ms.parallel.mesh import make_mesh
 from ospnext_ms.runtime import start
 from ospnext_ms.training.loop import Trainer
 from tests.support.shards import whole
@@ -67,18 +62,9 @@ def disagree(config, runtime, mesh):
     return {"message": "trains along"}
 
 
-def main(folder, *scenarios):
-    """Joins the processes and runs scenarios, each with FOLDER/SCENARIO.yaml; all have the same parallel_config."""
-    folder = Path(folder)
-    configs = {name: load_config(TrainConfig, folder / f"{name}.yaml") for name in scenarios}
-    first = next(iter(configs.values()))
-    runtime = start(first.context)
-    mesh = start_processes(first.parallel_config)
-    for name, config in configs.items():
-        result = {"save": save, "resume": resume, "nan": not_a_number,
-                  "disagree": disagree}[name](config, runtime, mesh)
-        (folder / f"{name}_rank_{mesh.rank}.json").write_text(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def train(folder, name):
+    """Runs one of cases.TRAINING with FOLDER/NAME.yaml on all processes together."""
+    config = load_config(TrainConfig, Path(folder) / f"{name}.yaml")
+    runtime = start(config.context)
+    scenarios = {"save": save, "resume": resume, "resume compiled": resume, "nan": not_a_number, "disagree": disagree}
+    return scenarios[name](config, runtime, make_mesh(config.parallel_config))

@@ -1,28 +1,24 @@
-"""One of several processes that share a video in HiF8: python -m tests.distributed.hif8_worker FOLDER DEGREES.
+"""What several processes that share a video in HiF8 do.
 
-Every process also computes the same alone, and writes to FOLDER/rank_N.json how the scales, the quantised operands of
-the first linear layer and of the first attention, and the outputs compare, for both scopes of the scales, and with
-centred keys; and whether weights held in 8 bits compute the same where they are spread over the processes.
+Every process also computes the same alone, and tells how the scales, the quantised operands of the first linear layer
+and of the first attention, and the outputs compare, for both scopes of the scales, and with centred keys; and whether
+weights held in 8 bits compute the same where they are spread over the processes.
 """
 
-import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 
 from ospnext_ms.config.sections import ParallelSection
 from ospnext_ms.hif8_format import round_nearest
 from ospnext_ms.models.config import DiTConfig, QuantConfig
 from ospnext_ms.models.dit import OSPNextDiT
-from ospnext_ms.parallel.mesh import make_mesh, start_processes
+from ospnext_ms.parallel.mesh import make_mesh
 from ospnext_ms.parallel.sharding import ShardedWeights
 from ospnext_ms.parallel.ssp import ParallelSequence
 from ospnext_ms.quant.network import freeze_linears, quantized_parts
 from ospnext_ms.skiparse import SkiparsePlan
-from tests.distributed.worker import Loss, inputs
+from tests.distributed.network import Loss, inputs
 from tests.support.weights import random_weights
 
 GRID = (3, 7, 10)
@@ -91,21 +87,13 @@ def spread_codes(workers):
     return {"equal": bool(np.array_equal(*outputs)), "held": held[1] / held[0]}
 
 
-def main(folder, skiparse, ulysses):
-    """Joins the processes, compares both scopes and writes what was found."""
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    ms.runtime.launch_blocking()
-    start_processes(ParallelSection())
-    degrees = int(skiparse), int(ulysses)
-    results, rank = {}, 0
+def compare_scopes(degrees):
+    """What "SxU" processes that share a video find: {"local", "global", "centred", "centred locally", "codes"}."""
+    skiparse, ulysses = map(int, degrees.split("x"))
+    results = {}
     for name, scope, centre_keys in (("local", "local", False), ("global", "global", False),
                                      ("centred", "global", True), ("centred locally", "local", True)):
         # A mesh for each, so that traffic is counted apart.
-        mesh = make_mesh(ParallelSection(skiparse_parallel=degrees[0], ulysses_parallel=degrees[1]))
-        results[name], rank = compare(mesh, degrees, scope, centre_keys), mesh.rank
-    results["codes"] = spread_codes(mesh.size)
-    Path(folder, f"rank_{rank}.json").write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+        mesh = make_mesh(ParallelSection(skiparse_parallel=skiparse, ulysses_parallel=ulysses))
+        results[name] = compare(mesh, (skiparse, ulysses), scope, centre_keys)
+    return results | {"codes": spread_codes(mesh.size)}
