@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -40,6 +41,14 @@ def pynative(folder, data, **options):
     values["context"]["mode"] = "pynative"
     values["model"]["dit"]["num_layers"] = 1
     return values
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data):
+    """Folder of a run of three steps; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    trainer(folder, pynative(folder / "run", data, steps=3)).run()
+    return folder / "run"
 
 
 def exact_figures(folder):
@@ -136,9 +145,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_resumed(tmp_path, d
         np.testing.assert_array_equal(array, expected[key])
 
 
-def test_where_every_checkpoint_is_damaged_nothing_starts(tmp_path, data):
+def test_where_every_checkpoint_is_damaged_nothing_starts(tmp_path, data, finished):
     values = pynative(tmp_path / "run", data, steps=3, every=3)
-    trainer(tmp_path, values).run()
+    shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "step_00000003" / "state.json").write_text("{}")
     with pytest.raises(ValueError, match="none of the 1 checkpoints"):
         trainer(tmp_path, values)
@@ -201,8 +210,8 @@ def _infinite_at(function, call):
 
 
 @pytest.mark.parametrize("group", ["parameters", "ema"])
-def test_training_starts_from_a_training_checkpoint_or_its_average(tmp_path, data, group):
-    trainer(tmp_path, pynative(tmp_path / "first", data, steps=3)).run()
+def test_training_starts_from_a_training_checkpoint_or_its_average(tmp_path, data, finished, group):
+    shutil.copytree(finished, tmp_path / "first")
     source = tmp_path / "first" / "checkpoints" / "step_00000003"
     second = pynative(tmp_path / "second", data)
     run = trainer(tmp_path, second, f"load_checkpoint={source / group}", "run_mode=finetune")
@@ -215,8 +224,8 @@ def test_training_starts_from_a_training_checkpoint_or_its_average(tmp_path, dat
         trainer(tmp_path, pynative(tmp_path / "third", data), f"load_checkpoint={source / group}")
 
 
-def test_weights_of_another_model_are_refused(tmp_path, data):
-    trainer(tmp_path, pynative(tmp_path / "first", data, steps=3)).run()
+def test_weights_of_another_model_are_refused(tmp_path, data, finished):
+    shutil.copytree(finished, tmp_path / "first")
     source = tmp_path / "first" / "checkpoints" / "step_00000003" / "ema"
     with pytest.raises(ValueError, match="does not fit the network"):
         trainer(tmp_path, pynative(tmp_path / "second", data), f"load_checkpoint={source}", "model.dit.ffn_dim=20")
