@@ -11,6 +11,7 @@ from collections.abc import Sequence
 # when their command runs, so that nothing waits for a framework it does not need.
 COMMANDS = {
     "generate": ("ospnext_ms.commands.generate", "make videos from prompts"),
+    "calibrate-cache": ("ospnext_ms.commands.calibrate_cache", "measure which steps of `generate` may be left out"),
     "prepare-data": ("ospnext_ms.commands.prepare_data", "make the cache of latents and texts that training reads"),
     "train": ("ospnext_ms.commands.train", "fine-tune a transformer on prepared videos"),
     "post-train": ("ospnext_ms.commands.post_train", "train adapters of a transformer on rewards"),

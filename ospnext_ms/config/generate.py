@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ospnext_ms.config.checks import require, require_at_least, require_seed
+from ospnext_ms.config.checks import require, require_above_0, require_at_least, require_seed
 from ospnext_ms.config.sections import (
     ContextSection,
     GuidedStepsSection,
@@ -27,11 +27,29 @@ class GenerateParallelSection(ParallelSection):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepCacheSection:
+    """Steps that reuse what the blocks added in an earlier one; the last three see diffusion.step_reuse.reused_steps.
+
+    `calibration` is the file that `calibrate-cache` writes, for this network and schedule.
+    """
+
+    calibration: str
+    threshold: float = 0.12
+    max_reused: int = 2
+    first_share: float = 0.2
+
+    def __post_init__(self):
+        require_above_0(self, "threshold")
+        require_at_least(self, 1, "max_reused")
+        require(0 <= self.first_share < 1, f"first_share is {self.first_share}; it must be at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingSection(GuidedStepsSection):
     """How noise becomes a latent video.
 
     `starting_noise` names a .npy file [16, T, H/8, W/8], or [n, 16, T, H/8, W/8] with one entry per video; without it
-    the noise is drawn from `seed`. `batch_size` videos are denoised together.
+    the noise is drawn from `seed`. `batch_size` videos are denoised together. `cache` leaves out steps; off by default.
     """
 
     RENAMED: ClassVar = {"latents": "starting_noise"}
@@ -40,6 +58,7 @@ class SamplingSection(GuidedStepsSection):
     seed: int
     starting_noise: str | None = None
     batch_size: int = 1
+    cache: StepCacheSection | None = None
 
     def __post_init__(self):
         super().__post_init__()

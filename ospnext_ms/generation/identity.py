@@ -15,7 +15,7 @@ MAY_CHANGE = frozenset({
     "output_dir", "output_naming", "prompts", "adapter", "adapters",
     "context.device_target", "context.dtype",
     "parallel_config.data_parallel", "parallel_config.parameter_shard",
-    "sampling.seed", "sampling.negative_prompt", "sampling.starting_noise",
+    "sampling.seed", "sampling.negative_prompt", "sampling.starting_noise", "sampling.cache.calibration",
     "model.dit.checkpoint", "model.vae.checkpoint", "model.text_encoder.checkpoint", "model.text_encoder.tokenizer",
 })
 
@@ -68,6 +68,8 @@ def contents_of(config):
               for name in ("dit", "vae", "text_encoder")}
     hashes["model.text_encoder.tokenizer"] = _of_folder(model.text_encoder.tokenizer)
     hashes["sampling.starting_noise"] = noise and fingerprint.of_whole_file(noise)
+    if config.sampling.cache is not None:
+        hashes["sampling.cache.calibration"] = fingerprint.of_whole_file(config.sampling.cache.calibration)
     contents = {f"contents of {key}": value and value[:16] for key, value in hashes.items()}
     adapters = [f"{_of_folder(folder)[:16]} x {strength:g}" for folder, strength in config.used_adapters]
     return contents | {"contents of adapters": ", ".join(adapters) or None}

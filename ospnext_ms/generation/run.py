@@ -21,6 +21,7 @@ from ospnext_ms.generation.jobs import batches_of
 from ospnext_ms.generation.noise import load_starting_noise
 from ospnext_ms.generation.overviews import write_overviews
 from ospnext_ms.generation.prompts import list_jobs, output_folder
+from ospnext_ms.generation.step_cache import reused_steps_of
 from ospnext_ms.parallel.degrees import check_generation, world_size
 from ospnext_ms.parallel.interruption import exit_status
 from ospnext_ms.storage.run_lock import RunLock
@@ -75,6 +76,7 @@ def make_videos(config, jobs, folder, *, part=(0, 1), again=None, overwrite=Fals
     for path in (folder.videos, folder.records):
         check_output_folder(path)
     check_adapters(config)
+    reused_steps_of(config)
 
     from ospnext_ms.generation.team import join
     from ospnext_ms.generation.text_to_video import Interrupted, TextToVideo

@@ -23,7 +23,9 @@ from ospnext_ms.generation.coders import FrameDecoder, TextEncoder, token_ids
 from ospnext_ms.generation.embeddings import EmbeddingFile
 from ospnext_ms.generation.jobs import Job, batches_of
 from ospnext_ms.generation.noise import starting_noise
+from ospnext_ms.generation.step_cache import CachedVelocity, MeasuredVelocity, reused_steps_of
 from ospnext_ms.generation.team import SpreadTiles, Team
+from ospnext_ms.models.dit_steps import ComputedStep, ReusedStep
 from ospnext_ms.parallel.agreement import Highest
 from ospnext_ms.parallel.interruption import Interruption
 from ospnext_ms.quant.recipe import describe
@@ -116,8 +118,11 @@ class TextToVideo:
             if self.team.is_leader:
                 yield Video(job, frames, timings)
 
-    def latents(self, batches=None, interruption=None):
-        """Yields (Job, fp32 [16, T, h, w]) of each job of the batches, see `videos`."""
+    def latents(self, batches=None, interruption=None, ratios=None):
+        """Yields (Job, fp32 [16, T, h, w]) of each job of the batches, see `videos`.
+
+        `ratios`: lists, one a step, to which the ratios of a step_cache.Calibration are added; no step reuses then.
+        """
         if batches is None:
             batches = batches_of(self.jobs, self.config.sampling.batch_size)[self.team.lane :: self.team.lanes]
         if not batches:
@@ -129,16 +134,31 @@ class TextToVideo:
                                                   switch_dtype=self.config.parallel_config.switch_dtype))
         if (quantised := describe(self.config.model.dit, self.runtime)) and self.team.is_leader:
             print(quantised, flush=True)
-        velocity = self.runtime.compile(net)
+        velocity_of_batch = self._velocities(net, ratios)
         progress = _Progress(batches, self.config.sampling.steps, self.team, interruption)
         interruption.begin()
         with progress.bar:
             for batch in batches:
                 began = time.perf_counter()
-                latents = self._denoise(velocity, batch, embeddings, progress.step)
+                latents = self._denoise(velocity_of_batch(), batch, embeddings, progress.step)
                 self._timings["denoising"] = time.perf_counter() - began
                 yield from zip(batch, latents, strict=True)
                 progress.end_batch(batch)
+
+    def _velocities(self, net, ratios):
+        """Function that returns the velocity with which a batch is denoised."""
+        reused_steps = reused_steps_of(self.config)
+        if ratios is None and reused_steps is None:
+            velocity = self.runtime.compile(net)
+            return lambda: velocity
+        branches = 1 if self.config.sampling.guidance == 1 or self.team.guidance_group.size > 1 else 2
+        computed = self.runtime.compile(ComputedStep(net))
+        if ratios is not None:
+            return lambda: MeasuredVelocity(computed, branches, ratios)
+        reused = self.runtime.compile(ReusedStep(net))
+        if self.team.is_leader:
+            print(f"{sum(reused_steps)} of {len(reused_steps)} steps reuse what the blocks added before", flush=True)
+        return lambda: CachedVelocity(computed, reused, reused_steps, branches)
 
     def _embed(self, texts):
         """{text: fp32 [length, text_dim]} of texts, without the rows of padding."""

@@ -135,12 +135,23 @@ class OSPNextDiT(nn.Cell):
         self.head = Head(dim, config.out_channels * int(np.prod(config.patch_size)))
 
     def construct(self, x, t, text):
-        _check_inputs(self.config, x.shape, t.shape, text.shape)
-        grid = _token_grid(x.shape, self.config.patch_size)
-        patches_BNK = patchify(x, self.config.patch_size)
-        x_BNC = self.patch_embedding(self.sequence.enter(patches_BNK, grid)).astype(self.residual_dtype)
+        grid = self.grid_of(x, t, text)
         e_BC, e0_B6C = self.embed_time(t)
-        text_BLC = self.embed_text(text)
+        x_BNC = self.run_blocks(self.embed_patches(x, grid), e0_B6C, self.embed_text(text), grid)
+        return self.project(x_BNC, e_BC, grid)
+
+    def grid_of(self, x, t, text):
+        """Token grid (T, H, W) of inputs that fit the configuration; ValueError where they do not."""
+        _check_inputs(self.config, x.shape, t.shape, text.shape)
+        return _token_grid(x.shape, self.config.patch_size)
+
+    def embed_patches(self, x, grid):
+        """Latent -> hidden states [B, N, C] in token order."""
+        patches_BNK = self.sequence.enter(patchify(x, self.config.patch_size), grid)
+        return self.patch_embedding(patches_BNK).astype(self.residual_dtype)
+
+    def run_blocks(self, x_BNC, e0_B6C, text_BLC, grid):
+        """Hidden states in token order -> those after the blocks, in the order of the last one."""
         head_dim = self.config.head_dim
         order = "token"
         for i, block in enumerate(self.blocks):
@@ -149,7 +160,16 @@ class OSPNextDiT(nn.Cell):
                 x_BNC = self.sequence.switch(x_BNC, grid, order)
             cos, sin = self.sequence.rope(grid, order, head_dim)
             x_BNC = block(x_BNC, e0_B6C, text_BLC, cos, sin, grid, order)
-        patches_BNK = self.sequence.leave(self.head(x_BNC, e_BC), grid, order)
+        return x_BNC
+
+    def in_last_order(self, x_BNC, grid):
+        """Hidden states in token order -> in the order in which they leave the blocks."""
+        order = self.orders[-1]
+        return x_BNC if order == "token" else self.sequence.switch(x_BNC, grid, order)
+
+    def project(self, x_BNC, e_BC, grid):
+        """Hidden states in the last order -> velocity, fp32."""
+        patches_BNK = self.sequence.leave(self.head(x_BNC, e_BC), grid, self.orders[-1])
         return unpatchify(patches_BNK, grid, self.config.patch_size)
 
     def embed_time(self, t_B):

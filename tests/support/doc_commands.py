@@ -11,6 +11,10 @@ RUN = {
         "python -m ospnext_ms generate --config yaml_configs/generate/tiny.yaml --prompt-file prompts.txt "
         "--set sampling.steps=30 --output output/prompts",
         "python -m ospnext_ms generate --config yaml_configs/generate/tiny_hif8.yaml",
+        "python -m ospnext_ms calibrate-cache --config yaml_configs/generate/tiny.yaml --prompt-file prompts.txt "
+        "--output output/calibration.json",
+        "python -m ospnext_ms generate --config yaml_configs/generate/tiny.yaml --output output/cached "
+        "--set sampling.cache.calibration=output/calibration.json",
     ],
     "doctor": ["python -m ospnext_ms doctor"],
     "plan": [

@@ -219,6 +219,15 @@ class OSPNextDiT(nn.Module):
         out = self._unpatchify(self.head(x_BSNC[:, 0], e_BC), grid)
         return (out, hidden) if return_hidden else out
 
+    def embed_patches(self, x_BCThw):
+        """What the blocks start from, [B, N, C] in natural order."""
+        return self._embed_patches(x_BCThw)[0][:, 0]
+
+    def project(self, x_BCThw, t_B, added_BNC):
+        """Velocity where `added_BNC` stands for what the blocks add."""
+        x_BSNC, grid = self._embed_patches(x_BCThw)
+        return self._unpatchify(self.head(x_BSNC[:, 0] + added_BNC, embed_time(self, t_B)[0]), grid)
+
     def _embed_patches(self, x_BCThw):
         _, patch_height, patch_width = self.config.patch_size
         frames, height, width = x_BCThw.shape[2:]
