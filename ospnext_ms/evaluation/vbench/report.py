@@ -50,15 +50,14 @@ def draw(total: Total, path: Path) -> Path:
     dimensions = list(DIMENSIONS.values())
     for group, colour in _COLOURS.items():
         rows = [i for i, dimension in enumerate(dimensions) if dimension.group == group]
-        left.barh(rows, [100 * total.normalised[dimensions[i].name] for i in rows], color=colour, label=group)
+        left.barh(rows, [100 * total.normalised[dimensions[i].name] for i in rows], color=colour)
     for row, dimension in enumerate(dimensions):
         left.text(1, row, f"{100 * total.scores[dimension.name]:.2f}", va="center", fontsize=7, color="white")
     left.set(yticks=range(len(dimensions)), yticklabels=[d.title for d in dimensions], xlabel="normalised, %",
              title="dimensions (in the bars: raw scores)",
              xlim=(100 * min(0.0, *total.normalised.values()), 100 * max(1.0, *total.normalised.values())))
     left.invert_yaxis()
-    left.legend(loc="lower right")
-    names = ["quality", "semantic", "total", *(f"{name}\n(paper, total)" for name in PUBLISHED)]
+    names = ["quality", "semantic", "total", *("\n".join([*name.split(), "(paper)"]) for name in PUBLISHED)]
     values = [*(100 * value for value in (total.quality, total.semantic, total.total)), *PUBLISHED.values()]
     bars = right.bar(range(len(names)), values, color=[*_COLOURS.values(), "tab:green", *["tab:gray"] * len(PUBLISHED)])
     right.bar_label(bars, fmt="%.2f", fontsize=8)
