@@ -94,7 +94,7 @@ def read_adapter(folder: str | os.PathLike) -> tuple[LoRAConfig, Mapping[str, Pa
             "it holds more than pairs of A and B" if adapter.differences
             else f"ranks {sorted(ranks)}, factors {sorted(scalings)}; one of each is needed"))
     targets = content["target_modules"]
-    targets = tuple(adapter.pairs) if isinstance(targets, str) else tuple(sorted(targets))
+    targets = tuple(adapter.pairs) if isinstance(targets, str) or not targets else tuple(sorted(targets))
     rank = ranks.pop()
     return LoRAConfig(rank=rank, alpha=scalings.pop() * rank, targets=targets), adapter.pairs
 
@@ -177,11 +177,14 @@ def checked_config(content: Any, origin: str | os.PathLike) -> Mapping[str, Any]
         ValueError: no such configuration, or what it asks for is not done (with what to do).
     """
     try:
-        kind, rank, alpha, _ = (content[key] for key in ("peft_type", "r", "lora_alpha", "target_modules"))
+        kind, rank, alpha, targets = (content[key] for key in ("peft_type", "r", "lora_alpha", "target_modules"))
         numbers = [rank, alpha, *(content.get("rank_pattern") or {}).values(),
                    *(content.get("alpha_pattern") or {}).values()]
         if not all(isinstance(number, int | float) and 0 < number < math.inf for number in numbers):
             raise ValueError(f"ranks and alphas must be numbers above 0, not {numbers}")
+        names = [targets] if isinstance(targets, str) else targets
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            raise ValueError(f"target_modules must be a pattern or a list of names, not {targets!r}")
         for pattern in (*(content.get("rank_pattern") or {}), *(content.get("alpha_pattern") or {})):
             re.compile(pattern)
     except (KeyError, TypeError, AttributeError, ValueError, re.error) as error:

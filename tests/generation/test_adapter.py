@@ -154,6 +154,8 @@ def test_what_is_written_is_read(adapter):
     ({"peft_type": "IA3"}, "peft_type 'IA3'"),
     ({"modules_to_save": ["head"]}, "modules_to_save .*merge_and_unload"),
     ({"r": 3}, "the rank is 3"), ({"lora_alpha": "x"}, "must be numbers above 0"),
+    ({"target_modules": 3}, "target_modules must be a pattern or a list of names, not 3"),
+    ({"target_modules": ["q", None]}, "must be a pattern or a list of names"),
 ])
 def test_adapters_that_are_not_supported(adapter, configure, tmp_path, changes, message):
     import json
