@@ -88,7 +88,7 @@ def write_archive(path: str | Path, files: Iterable[ResultFile]) -> Path:
                              "every video); the leaderboard takes no other")
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in files:
-            archive.writestr(Path(file.name).name, file.text)
+            archive.writestr(file.name.replace("/", "_"), file.text)
     return path
 
 

@@ -86,7 +86,7 @@ def test_scores_of_few_videos_are_told(tmp_path):
 def test_the_archive_of_the_leaderboard(tmp_path):
     """Its reader takes content[dimension][0] of every JSON object in the zip."""
     write(tmp_path / "r" / "a_eval_results.json", {"scene": upstreams(0.25)})
-    write(tmp_path / "r" / "later" / "b_eval_results.json", {"color": upstreams(0.5)})
+    write(tmp_path / "r" / "later" / "a_eval_results.json", {"color": upstreams(0.5)})
     archive = write_archive(tmp_path / "results.zip", read_results(tmp_path / "r"))
     read = {}
     with zipfile.ZipFile(archive) as opened:
