@@ -14,6 +14,7 @@ from mindspore.common.initializer import Normal, initializer
 
 from ospnext_ms.kernels.activations import GELU
 from ospnext_ms.kernels.attention import Attention, default_attention
+from ospnext_ms.kernels.fan_out import fan_out
 from ospnext_ms.kernels.slices import chunk
 from ospnext_ms.kernels.timesteps import Sinusoid
 from ospnext_ms.models.config import DiTConfig
@@ -55,15 +56,18 @@ class DiTBlock(nn.Cell):
         self.norm2 = LayerNorm(dim, affine=False)
         self.ffn = nn.SequentialCell(linear(dim, config.ffn_dim), GELU(), linear(config.ffn_dim, dim))
         self.update = GatedUpdate()
+        self.both = fan_out(2)
         self.modulation = Parameter(initializer(Normal(dim**-0.5), (1, 6, dim), ms.float32), name="modulation")
 
     def construct(self, x_BNC, e0_B6C, text_BLC, cos_ND, sin_ND, grid, pattern):
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = chunk(self.modulation + e0_B6C, 6, 1)
-        y = self.self_attn(self.norm1(x_BNC) * (1 + scale_a) + shift_a, cos_ND, sin_ND, grid, pattern)
-        x_BNC = self.update(x_BNC, y, gate_a)
-        y = self.cross_attn(self.norm3(x_BNC), text_BLC)
+        x_BNC, seen_BNC = self.both(x_BNC)
+        y = self.self_attn(self.norm1(seen_BNC) * (1 + scale_a) + shift_a, cos_ND, sin_ND, grid, pattern)
+        x_BNC, seen_BNC = self.both(self.update(x_BNC, y, gate_a))
+        y = self.cross_attn(self.norm3(seen_BNC), text_BLC)
         x_BNC = (x_BNC.astype(ms.float32) + y.astype(ms.float32)).astype(x_BNC.dtype)
-        y = self.ffn(self.norm2(x_BNC) * (1 + scale_f) + shift_f)
+        x_BNC, seen_BNC = self.both(x_BNC)
+        y = self.ffn(self.norm2(seen_BNC) * (1 + scale_f) + shift_f)
         return self.update(x_BNC, y, gate_f)
 
 

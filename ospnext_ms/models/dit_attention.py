@@ -2,6 +2,7 @@
 
 from mindspore import nn
 
+from ospnext_ms.kernels.fan_out import fan_out
 from ospnext_ms.kernels.rotary import RotatePairs
 from ospnext_ms.models.layers import RMSNorm
 
@@ -30,13 +31,15 @@ class SelfAttention(nn.Cell):
         self.inputs = inputs
         self.q, self.k, self.v, self.o = (linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
+        self.thrice = fan_out(3)
         self.rotate = RotatePairs()
 
     def construct(self, x_BNC, cos_ND, sin_ND, grid, pattern):
         shape = (*x_BNC.shape[:2], self.num_heads, x_BNC.shape[2] // self.num_heads)
-        q_BNHD = self.rotate(self.norm_q(self.q(x_BNC)).reshape(shape), cos_ND, sin_ND).astype(self.dtype)
-        k_BNHD = self.rotate(self.norm_k(self.k(x_BNC)).reshape(shape), cos_ND, sin_ND).astype(self.dtype)
-        v_BNHD = self.v(x_BNC).reshape(shape).astype(self.dtype)
+        for_q, for_k, for_v = self.thrice(x_BNC)
+        q_BNHD = self.rotate(self.norm_q(self.q(for_q)).reshape(shape), cos_ND, sin_ND).astype(self.dtype)
+        k_BNHD = self.rotate(self.norm_k(self.k(for_k)).reshape(shape), cos_ND, sin_ND).astype(self.dtype)
+        v_BNHD = self.v(for_v).reshape(shape).astype(self.dtype)
         factor = None
         if self.inputs is not None:
             q_BNHD, k_BNHD, v_BNHD, factor = self.inputs(q_BNHD, k_BNHD, v_BNHD)
@@ -62,12 +65,14 @@ class CrossAttention(nn.Cell):
         self.dtype = dtype
         self.q, self.k, self.v, self.o = (linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
+        self.both = fan_out(2)
 
     def construct(self, x_BNC, text_BLC):
+        for_k, for_v = self.both(text_BLC)
         out_BNHD = self.attention(
             self._heads(self.norm_q(self.q(x_BNC))),
-            self._heads(self.norm_k(self.k(text_BLC))),
-            self._heads(self.v(text_BLC)),
+            self._heads(self.norm_k(self.k(for_k))),
+            self._heads(self.v(for_v)),
         )
         return self.o(out_BNHD.reshape(x_BNC.shape))
 

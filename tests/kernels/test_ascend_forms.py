@@ -4,9 +4,9 @@ meaning that its documentation gives, and the kernel's contract is measured. The
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, mint, ops
+from mindspore import Parameter, Tensor, mint, nn, ops
 
-from ospnext_ms.kernels import adamw, linear, norms, reductions, rotary, slices, timesteps
+from ospnext_ms.kernels import adamw, fan_out, linear, norms, reductions, rotary, slices, timesteps
 from ospnext_ms.models.layers import timestep_frequencies
 
 
@@ -15,7 +15,7 @@ def ascend(monkeypatch):
     """The kernels take their forms for Ascend."""
     for module in (linear, norms, reductions, slices, timesteps):
         monkeypatch.setattr(module, "for_ascend", lambda: True)
-    for module in (adamw, rotary, slices, timesteps):
+    for module in (adamw, fan_out, rotary, slices, timesteps):
         monkeypatch.setattr(module, "on_ascend", lambda: True)
     return monkeypatch
 
@@ -136,6 +136,34 @@ def test_a_permutation_and_its_gradient(axis):
     plain = ms.value_and_grad(lambda x: (ops.gather(x, indices[0], axis) * weight).sum(), 0)(x)
     np.testing.assert_array_equal(gradient.asnumpy(), plain[1].asnumpy())
     assert float(value) == float(plain[0])
+
+
+class _Weighted(nn.Cell):
+    def __init__(self, cell, count):
+        super().__init__()
+        self.cell = cell
+        self.count = count
+
+    def construct(self, x, *weights):
+        parts = self.cell(x)
+        total = 0
+        for i in range(self.count):
+            total = total + (parts[i] * weights[i]).sum()
+        return total
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_tensor_for_several_uses_and_its_gradient(ascend, count):
+    """Bit by bit what AddN's order of summation gives, in a compiled graph."""
+    x, weights = Tensor(normal(5, 7)), [Tensor(normal(5, 7, seed=seed)) for seed in range(1, 1 + count)]
+    gradients = {}
+    for name in ("added", "plain"):
+        cell = fan_out.fan_out(count)
+        assert isinstance(cell, fan_out.AddedFanOut) == (name == "added")
+
+        gradients[name] = ms.jit(ms.grad(_Weighted(cell, count)))(x, *weights).asnumpy()
+        ascend.setattr(fan_out, "on_ascend", lambda: False)
+    np.testing.assert_array_equal(gradients["added"], gradients["plain"])
 
 
 def test_means(ascend):
