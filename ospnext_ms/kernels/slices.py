@@ -36,6 +36,11 @@ def chunk(x, count, axis):
     return ops.chunk(x, count, axis)
 
 
+def pair(x):
+    """Every entry twice, along a new last axis: [...] -> [..., 2]."""
+    return mint.stack((x, x), -1) if for_ascend() else ops.stack((x, x), -1)
+
+
 def take(x, indices, axis):
     """Entries `indices` (int32 [n]) of `axis`. Where they are a permutation and a gradient is asked for: Permute."""
     if for_ascend():

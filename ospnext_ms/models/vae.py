@@ -13,6 +13,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from ospnext_ms.kernels.convolution import CONVOLUTIONS, default_convolution
+from ospnext_ms.kernels.slices import narrow
 from ospnext_ms.models.config import VAEConfig
 from ospnext_ms.models.sizes import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, check_frames, check_pixels
 from ospnext_ms.models.vae_blocks import CausalConvolution, decoder, encoder
@@ -65,7 +66,7 @@ class WanVAE(nn.Cell):
         [B, z, 1, H/8, W/8] fp32. The cache is a flat tuple of tensors.
         """
         moments, cache = self.encoder(video, cache)
-        mu = self.conv1(moments, ())[0][:, : self.config.z_dim].astype(ms.float32)
+        mu = narrow(self.conv1(moments, ())[0], 1, 0, self.config.z_dim).astype(ms.float32)
         return (mu - self.mean) / self.std, cache
 
     def decode_chunk(self, latent, cache):

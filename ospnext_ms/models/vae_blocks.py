@@ -15,6 +15,7 @@ from mindspore.common.initializer import HeUniform, initializer
 
 from ospnext_ms.kernels.attention import Attention, default_attention
 from ospnext_ms.kernels.convolution import gather_conv3d, native_conv3d
+from ospnext_ms.kernels.slices import narrow, pair
 from ospnext_ms.models.config import VAE_BLOCKS, VAE_TIME_LEVELS, VAE_WIDTHS
 
 # Two earlier frames are what a kernel of three frames sees.
@@ -74,7 +75,7 @@ class CausalConvolution(Convolution):
 
 def last_frames(x_BCTHW, count):
     """A copy of the last frames: a view would keep all the others in memory with them."""
-    return x_BCTHW[:, :, -count:].contiguous()
+    return narrow(x_BCTHW, 2, x_BCTHW.shape[2] - count, count).contiguous()
 
 
 def no_frames(x_BCTHW):
@@ -231,7 +232,7 @@ class Upsample(nn.Cell):
 def nearest_2x(x_BCTHW):
     """Every pixel as a square of four."""
     batch, channels, frames, height, width = x_BCTHW.shape
-    columns = ops.stack((x_BCTHW, x_BCTHW), -1).reshape(batch, channels, frames, height, 2 * width)
+    columns = pair(x_BCTHW).reshape(batch, channels, frames, height, 2 * width)
     return ops.cat((columns, columns), -1).reshape(batch, channels, frames, 2 * height, 2 * width)
 
 

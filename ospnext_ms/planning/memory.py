@@ -7,7 +7,7 @@ fp32, `c` for the compute dtype, `r` for the residual stream.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ospnext_ms.models.config import DiTConfig, VAEConfig
+from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
 from ospnext_ms.models.parameters import Shapes
 from ospnext_ms.models.sizes import TEMPORAL_COMPRESSION
 from ospnext_ms.parallel.degrees import layout
@@ -19,8 +19,9 @@ from ospnext_ms.training.chunks import CHUNK_SIZE
 
 # FlashAttentionScore keeps the maximum and the sum of the softmax, 8 fp32 values each.
 _FLASH_STATISTICS = 64
-# Parameters of the VAE for dim 1, and maps of full size, dim channels and the frames of a latent frame alive at once.
-_VAE_WEIGHTS, _VAE_MAPS = 13_800, 8
+# Parameters of the VAE for dim 1; maps of full size, dim channels and the frames of a latent frame alive at once; and
+# what its convolutions in time read, in frames of full size and dim channels: 7 + 3 + 1.6 + 0.7 by level.
+_VAE_WEIGHTS, _VAE_MAPS, _VAE_EARLIER, _PAST_FRAMES = 13_800, 10, 12.3, 2
 # Gradients alive at once in the backward pass of a block: those of q, k, v in fp32 and of the residual stream twice.
 _GRADIENTS_IN_FLIGHT = 20
 
@@ -61,16 +62,38 @@ def estimate(workload: Workload, recompute: bool | None = None) -> Memory:
 
 
 def _generation(workload: Workload) -> Memory:
-    """The networks are loaded one after the other, so each is a phase."""
+    """The text encoder is let go before the transformer is loaded, beside which the VAE stays from the first video on;
+    each has its work while it computes.
+    """
     parameters = shapes.dit_parameters(workload.dit)
-    phases = {"denoising": {"weights": _weights(workload, parameters), "one block's work": _forward_work(workload),
+    transformer = _weights(workload, parameters)
+    vae = {"VAE": 4 * _VAE_WEIGHTS * workload.vae.dim**2} if workload.vae else {}
+    phases = {"denoising": {"weights": transformer, **vae, "one block's work": _forward_work(workload),
+                            "latents and patches": _ends(workload),
                             **_weight_copies(workload, parameters, recompute=True)}}
     if workload.text_encoder is not None:
-        phases["text"] = {"text encoder": workload.stored * shapes.umt5_count(workload.text_encoder)}
+        phases["text"] = _text(workload.text_encoder, workload)
     if workload.vae is not None:
-        phases["decoding"] = {"VAE": 4 * _VAE_WEIGHTS * workload.vae.dim**2,
-                              "frames under way": _vae_work(workload.vae, workload)}
+        phases["decoding"] = {"transformer": transformer, **vae, **_vae_work(workload.vae, workload)}
     return Memory({}, phases)
+
+
+def _text(encoder: UMT5Config, workload: Workload) -> dict[str, int]:
+    """The text encoder and one text. The position biases, fp32, depend on nothing but weights, and MindSpore's graph
+    has those of all blocks at once (docs/ascend.md: the text encoder's peak).
+    """
+    length = workload.dit.text_len
+    return {"text encoder": workload.stored * shapes.umt5_count(encoder),
+            "position biases": 4 * encoder.num_layers * encoder.num_heads * length**2,
+            "one block's work": 8 * length * encoder.ffn_dim}
+
+
+def _ends(workload: Workload) -> int:
+    """The whole video's latent and velocity, in fp32, each as it is and as patches."""
+    frames, height, width = workload.grid
+    patch_t, patch_h, patch_w = workload.dit.patch_size
+    values = frames * height * width * patch_t * patch_h * patch_w
+    return 2 * 4 * workload.batch * values * (workload.dit.in_channels + workload.dit.out_channels)
 
 
 def _codes(workload: Workload, parameters: Shapes) -> Shapes:
@@ -87,10 +110,14 @@ def _weights(workload: Workload, parameters: Shapes) -> int:
     return shapes.shard_count(codes, shard) + workload.stored * shapes.shard_count(others, shard)
 
 
-def _vae_work(vae: VAEConfig, workload: Workload) -> int:
-    """Tensors of a chunk of frames at the full size, where the decoder is widest beside its size, in fp32."""
+def _vae_work(vae: VAEConfig, workload: Workload) -> dict[str, int]:
+    """A chunk of frames at the full size, where the decoder is widest beside its size; and two earlier frames for every
+    convolution in time, those of the last chunk and those for the next. In fp32.
+    """
     height, width = (min(pixels, workload.vae_tile or pixels) for pixels in workload.video[:2])
-    return 4 * _VAE_MAPS * vae.dim * height * width * TEMPORAL_COMPRESSION
+    frame = 4 * vae.dim * height * width
+    return {"frames under way": _VAE_MAPS * TEMPORAL_COMPRESSION * frame,
+            "earlier frames": int(2 * _VAE_EARLIER * _PAST_FRAMES * frame)}
 
 
 def outside(workload: Workload) -> dict[str, int]:

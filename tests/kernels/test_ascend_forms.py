@@ -116,9 +116,10 @@ def test_parts_of_tensors(ascend):
         x.asnumpy(), np.cumsum(sizes)[:-1], axis))))
     ascend.setattr(mint, "chunk", lambda x, count, axis: tuple(map(Tensor, np.split(x.asnumpy(), count, axis))))
     ascend.setattr(mint, "index_select", lambda x, axis, indices: Tensor(np.take(x.asnumpy(), indices.asnumpy(), axis)))
+    ascend.setattr(mint, "stack", lambda parts, axis: Tensor(np.stack([part.asnumpy() for part in parts], axis)))
     x, order = Tensor(normal(4, 6, 8)), Tensor(np.array([2, 0, 3, 1, 5, 4], np.int32))
     calls = (lambda: [slices.narrow(x, axis, 1, 3) for axis in range(3)], lambda: slices.split(x, [2, 4], 1),
-             lambda: slices.chunk(x, 2, 2), lambda: [slices.take(x, order, 1)])
+             lambda: slices.chunk(x, 2, 2), lambda: [slices.take(x, order, 1)], lambda: [slices.pair(x)])
     found = [[part.asnumpy() for part in call()] for call in calls]
     ascend.setattr(slices, "for_ascend", lambda: False)
     for parts, call in zip(found, calls, strict=True):

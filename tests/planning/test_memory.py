@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ospnext_ms.config.sections import ParallelSection
-from ospnext_ms.models.config import DiTConfig, UMT5Config
+from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
 from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.planning import memory, shapes
 from tests.support.paths import ROOT
@@ -74,6 +74,17 @@ def test_networks_of_a_generation_take_turns():
     assert parts.phases["text"]["text encoder"] == 2 * shapes.umt5_count(text_encoder)
     assert parts.phases["denoising"]["weights"] == 2 * 14_288_491_584
     assert parts.total == sum(parts.phases["denoising"].values())
+
+
+def test_the_vae_stays_beside_the_transformer():
+    """And works on the whole frame, or on a tile of it."""
+    whole, tiled = (memory.estimate(workload(OSP_NEXT_14B, HD, 1, 1, trained=None, stored=2, vae=VAEConfig(dim=96),
+                                             vae_tile=tile, **BF16)) for tile in (None, 720))
+    for parts in (whole, tiled):
+        assert parts.phases["decoding"]["transformer"] == parts.phases["denoising"]["weights"] == 2 * 14_288_491_584
+        assert parts.phases["decoding"]["VAE"] == parts.phases["denoising"]["VAE"]
+    for part in ("frames under way", "earlier frames"):
+        assert tiled.phases["decoding"][part] == pytest.approx(720 / 1280 * whole.phases["decoding"][part], rel=1e-6)
 
 
 @pytest.mark.parametrize("trained", [None, "lora"])

@@ -120,7 +120,7 @@ TESTED = {
         "tests/preparation/test_prepare.py::test_processes_that_share_a_run",
     "python -m tools.ascend_dry_run": "tests/tools/ascend_dry_run/test_dry_run.py::test_every_path_compiles",
     "python -m tools.ascend_dry_run --config *": "tests/tools/ascend_dry_run/test_dry_run.py::test_a_yaml_file",
-    "python -m tools.ascend_dry_run gradient-4x2-sharded --all-ranks":
+    "python -m tools.ascend_dry_run step-4x2-sharded --all-ranks":
         "tests/tools/ascend_dry_run/test_dry_run.py::test_all_ranks_exchange_in_the_same_order",
 }
 

@@ -3,6 +3,7 @@
     python -m tools.ascend_dry_run                              # all small cases
     python -m tools.ascend_dry_run forward hif8-native-gradient --json
     python -m tools.ascend_dry_run --config yaml_configs/train/14b.yaml --layers 8 --full 4 --rank 0 --world 8
+    python -m tools.ascend_dry_run --table                      # every path at its real size, an hour of one core
 
 What it can tell: graphs that do not compile for Ascend, operators without an Ascend kernel, which operators take the
 legacy path (aclop), planned peak memory without workspaces, the order of collectives of every rank. What it cannot:
@@ -19,6 +20,7 @@ import sys
 from ospnext_ms.planning import memory
 from tools.ascend_dry_run.collectives import first_difference
 from tools.ascend_dry_run.paths import PATHS, from_config
+from tools.ascend_dry_run.real import TABLE, print_table
 from tools.ascend_dry_run.report import table
 from tools.ascend_dry_run.run import run_case
 
@@ -27,7 +29,9 @@ def main(argv=None):
     """Returns the exit code: 1 where a case did not compile."""
     parser = argparse.ArgumentParser(prog="python -m tools.ascend_dry_run", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", nargs="*", help=f"of {', '.join(PATHS)}; default: all of them")
+    parser.add_argument("case", nargs="*", help=f"of {', '.join(PATHS)}; with --table of "
+                        f"{'; '.join(TABLE)}; default: all of them")
+    parser.add_argument("--table", action="store_true", help="the paths at their real sizes")
     parser.add_argument("--config", metavar="F", help="compile what a run of this YAML file would compile")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--layers", type=int, help="blocks instead of the configuration's")
@@ -40,11 +44,14 @@ def main(argv=None):
     parser.add_argument("--log", metavar="FILE", help="keep MindSpore's log of the last case here")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
-    unknown = [name for name in options.case if name not in PATHS]
-    if unknown or (options.case and options.config):
-        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(PATHS)}" if unknown
+    valid = TABLE if options.table else tuple(PATHS)
+    unknown = [name for name in options.case if name not in valid]
+    if unknown or (options.config and (options.case or options.table)):
+        parser.error(f"no case {', '.join(unknown)}; there are {'; '.join(valid)}" if unknown
                      else "give cases or --config, not both")
     try:
+        if options.table:
+            return 0 if print_table(options.case or TABLE, options.timeout) else 1
         if options.config:
             jobs, work = from_config(options.config, options.overrides, options.layers, options.full, options.world)
         else:

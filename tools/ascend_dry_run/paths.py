@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field, replace
 
 from ospnext_ms.config.reader import ConfigError
+from ospnext_ms.models.sizes import SPATIAL_COMPRESSION, latent_frames
 from ospnext_ms.planning.workload import read_workload
 
 # What of a DiTConfig a case is given.
 SHAPE = ("dim", "ffn_dim", "num_heads", "num_layers", "num_full_blocks", "freq_dim", "text_dim", "text_len", "skiparse",
          "sparse_ratio", "quant")
+TEXT_SHAPE = ("vocab_size", "dim", "ffn_dim", "num_heads", "num_layers", "num_buckets")
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,25 @@ def from_config(path, overrides, layers, full, world):
         raise ConfigError(f"--world is {world}, but {path} shares a video among "
                           f"{parallel.skiparse_parallel * parallel.ulysses_parallel} processes")
     work = replace(work, dit=replace(work.dit, num_layers=layers or work.dit.num_layers,
-                                     num_full_blocks=full or work.dit.num_full_blocks))
+                                     num_full_blocks=work.dit.num_full_blocks if full is None else full))
     shape = {name: getattr(work.dit, name) for name in SHAPE}
     options = {"grid": list(work.grid), "batch": work.batch, "degrees": [
         parallel.skiparse_parallel, parallel.ulysses_parallel, parallel.parameter_shard], **shape}
     if work.dit.quant:
         options["native"] = work.dit.quant_config.backend == "native"
     if work.trained is None:
-        return {"forward": Job("forward", options, world)}, work
+        return {"forward": Job("forward", options, world), **_coders(work)}, work
     options |= {"recompute": work.recompute, "residual_dtype": "fp32" if work.residual == 4 else "bf16"}
     if work.trained == "lora":
-        return {"policy": Job("policy", options | {"rank": work.lora.rank}, world)}, work
+        return {"policy": Job("policy", options | {"rank": work.lora.rank}, world), **_coders(work)}, work
     return {"step": Job("step", options | {"batches": min(work.batches, 2)}, world)}, work
+
+
+def _coders(work):
+    """The networks beside the transformer: one text, and the frames of one video, whole or by tiles."""
+    encoder, tile = work.text_encoder, work.vae_tile
+    height, width, frames = work.video
+    sizes = {name: min(pixels, tile or pixels) // SPATIAL_COMPRESSION for name, pixels in (
+        ("height", height), ("width", width))}
+    return {"umt5": Job("umt5", {name: getattr(encoder, name) for name in TEXT_SHAPE}),
+            "vae": Job("vae", {"dim": work.vae.dim, "frames": latent_frames(frames), "parts": ["decode"], **sizes})}

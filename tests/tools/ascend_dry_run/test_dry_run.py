@@ -1,21 +1,17 @@
 """Every graph that the product runs on Ascend compiles for it, with fast operators and within its memory."""
 
-import platform
 import re
-import shutil
-import sys
 
 import pytest
 
+from tests.support.ascend import NEEDS_DRY_RUN
 from tests.support.paths import CONFIGS
 from tools.ascend_dry_run.__main__ import main
 from tools.ascend_dry_run.collectives import first_difference
 from tools.ascend_dry_run.paths import PATHS
 from tools.ascend_dry_run.run import run_case
 
-pytestmark = [pytest.mark.framework, pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() != "x86_64" or not all(map(shutil.which, ("gcc", "nm", "c++filt"))),
-    reason="the dry run needs MindSpore's wheel for Linux on x86-64, gcc and binutils")]
+pytestmark = [pytest.mark.framework, NEEDS_DRY_RUN]
 
 # 6,480 tokens, of which the activations are larger than the weights of a small network.
 GRID = (9, 36, 20)
@@ -33,8 +29,8 @@ def test_gradient_with_recompute():
     """Planned: 1,352 MB for six blocks when this was written, and 4,010 where recompute recomputes nothing."""
     report = run_case("gradient", {"grid": GRID})
     assert report.error is None
-    # 82 with the residual stream in fp32, 76 in bf16; it should be 80.
-    assert report.nodes("aclop") <= 82, report.operators["aclop"]
+    # AddN: three sums of over two gradients each; the others are MindSpore's own copies, see docs/ascend.md.
+    assert report.nodes("aclop") <= 46, report.operators["aclop"]
     assert set(report.operators["aclop"]) <= {"AddN", "TensorMove"}
     assert report.float64 == 0
     assert report.used_mb < 2600
@@ -67,6 +63,16 @@ def test_a_yaml_file(capsys):
 
 
 @pytest.mark.slow
+def test_the_table(capsys):
+    """Of one path; all of them take an hour."""
+    assert main(["--table", "forward 1.3B, 480P"]) == 0
+    *_, row, _, rest = capsys.readouterr().out.splitlines()
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[:3] == ["forward 1.3B, 480P", "8, 4 full", "yes"]
+    assert rest == "aclop: none; nodes in fp64: 0"
+
+
+@pytest.mark.slow
 def test_recompute_frees_most_of_the_memory():
     """The 14B's blocks at 720P on 4 x 2 ranks, weights over 8."""
     shape = {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "text_dim": 4096, "num_layers": 8, "num_full_blocks": 4}
@@ -81,7 +87,7 @@ def test_recompute_frees_most_of_the_memory():
 
 @pytest.mark.slow
 def test_all_ranks_exchange_in_the_same_order():
-    job = PATHS["gradient-4x2-sharded"]
+    job = PATHS["step-4x2-sharded"]
     orders = {rank: run_case(job.case, job.options, rank=rank, size=job.size).collectives for rank in range(job.size)}
     assert len(orders[0]) > 100
     assert first_difference(orders) is None
