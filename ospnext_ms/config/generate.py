@@ -68,7 +68,10 @@ class SamplingSection(GuidedStepsSection):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptsSection:
-    """A prompt, or a UTF-8 file with one prompt per line; `samples_per_prompt` videos are made of each."""
+    """A prompt, or a UTF-8 file with one prompt per line, or JSON lines (see generation/prompts.py).
+
+    `samples_per_prompt` videos are made of each.
+    """
 
     prompt: str | None = None
     prompt_file: str | None = None
@@ -90,7 +93,10 @@ class AdapterSection:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """One run of `generate`. `output_naming` is video_0000 (index) or PROMPT-INDEX, as VBench reads them (prompt).
+    """One run of `generate`.
+
+    `output_naming` is video_0000 (index), or PROMPT-SAMPLE as VBench reads them (prompt), with records and overviews in
+    the folder OUTPUT_DIR_records.
 
     `adapters` are used together; `adapter: FOLDER` is short for one of strength 1.
     """

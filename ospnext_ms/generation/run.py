@@ -36,7 +36,6 @@ def generate(config, *, index=None, **options):
     Raises:
         As make_videos; FileNotFoundError, ValueError too for prompts that are not there or no prompts (see list_jobs).
     """
-    check_generation(config.parallel_config, config.model.dit, world_size())
     jobs, repeated = list_jobs(config)
     again = None
     if index is not None:
@@ -51,7 +50,9 @@ def generate(config, *, index=None, **options):
 
 
 def make_videos(config, jobs, folder, *, part=(0, 1), again=None, overwrite=False, interruption=None):
-    """Makes those videos of a list that are not complete in a folder; returns the paths of all files it has written.
+    """Makes those videos of a list that are not complete in a folder; returns the paths of the files.
+
+    Of several processes each returns what it has written, the first one also what was complete.
 
     Everything that can be known beforehand is checked first, what needs no MindSpore before MindSpore is loaded. Under
     msrun all processes call it; the leader of each video writes it. Who makes the list complete writes the overviews.
@@ -70,6 +71,7 @@ def make_videos(config, jobs, folder, *, part=(0, 1), again=None, overwrite=Fals
         FloatingPointError: a network returned values that are not finite.
         SystemExit: a signal asked for an end; what is complete stays.
     """
+    assert len({job.name for job in jobs}) == len(jobs), "two videos of one name"
     check_generation(config.parallel_config, config.model.dit, world_size())
     noise = load_starting_noise(config, len(jobs))
     check_files(config)
@@ -95,6 +97,8 @@ def make_videos(config, jobs, folder, *, part=(0, 1), again=None, overwrite=Fals
         todo = decided_by_first(team.mesh.world_group, len(jobs), lambda: _open(
             stack, folder, jobs, mine, again, overwrite, part, identity))
         todo = {job.name for job, is_chosen in zip(jobs, todo, strict=True) if is_chosen}
+        if again is None and team.mesh.reports:
+            paths = [path for job in mine if job.name not in todo for path in (folder.video(job), folder.record(job))]
         batches = [batch for batch in batches if any(job.name in todo for job in batch)]
         try:
             for video in pipeline.videos(batches[team.lane :: team.lanes], todo, interruption):
