@@ -36,6 +36,8 @@ def write_mp4(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float,
     with atomic_path(path) as temporary, av.open(str(temporary), "w", options={"movflags": "+faststart"}) as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
+        # Each thread would encode a slice of its own: another number of cores, other bytes and other pictures.
+        stream.codec_context.thread_count = 1
         count = 0
         for frame in frames:
             frame = np.ascontiguousarray(frame)

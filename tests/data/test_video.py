@@ -51,6 +51,14 @@ def failing_frames():
     raise RuntimeError("the decoder broke")
 
 
+def test_the_machine_does_not_decide_the_bytes(tmp_path):
+    """x264 would take a thread a core, and a slice of the picture each; it notes how many in the file."""
+    write_mp4(tmp_path / "a.mp4", flat_frames(256, 256), fps=8, crf=18)
+    note = (tmp_path / "a.mp4").read_bytes()
+    assert b" threads=1 " in note
+    assert b"slices=" not in note
+
+
 def test_nothing_stands_under_the_name_when_writing_fails(tmp_path):
     with pytest.raises(RuntimeError, match="decoder broke"):
         write_mp4(tmp_path / "a.mp4", failing_frames(), fps=8, crf=18)
