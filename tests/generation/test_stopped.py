@@ -115,7 +115,7 @@ def test_two_processes_of_msrun_are_one_run(undisturbed, model_files, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_number_of_videos(model_files, tmp_path):
-    """Compiled, as the shipped configurations are: uncompiled, MindSpore 2.9 keeps a kilobyte of every matrix product."""
+    """Compiled, as shipped configurations are: uncompiled, MindSpore 2.9 keeps a kilobyte of every matrix product."""
     peaks = {}
     for count in (8, 64):
         command = write_run(tmp_path / str(count), model_files, count, mode="graph")
