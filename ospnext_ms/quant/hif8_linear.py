@@ -7,6 +7,8 @@
 The gradient passes straight through the roundings.
 """
 
+from functools import partial
+
 import mindspore as ms
 from mindspore import Parameter, Tensor
 from mindspore.common.initializer import initializer
@@ -42,8 +44,10 @@ class HiF8Linear(Linear):
         recipe = HiF8Recipe(scale_max_forward, scale_max_backward, native, group)
         self.input_scale = Scale(recipe.scale_max_forward, recipe.group)
         self.weight_scale = Scale(recipe.scale_max_forward)
-        self.product = HiF8Product(native, dtype, scale_max_forward, scale_max_backward, group)
-        self.frozen_product = HiF8FrozenProduct(native, dtype, scale_max_forward, scale_max_backward, group)
+        product = native, dtype, scale_max_forward, scale_max_backward, group
+        self.product = HiF8Product(*product)
+        # Made where it is needed only: a Cell that no graph uses takes as long to compile as one that it does.
+        self._frozen_product = partial(HiF8FrozenProduct, *product)
         self.native = native
         self.is_frozen = False
 
@@ -61,15 +65,14 @@ class HiF8Linear(Linear):
             codes, scale = hif8_format.encode_scaled(weight.astype(ms.float32).asnumpy(), self.input_scale.scale_max)
             self.weight.set_data(held_tensor(codes, self.weight.dtype))
             self.code_scale.set_data(Tensor(scale))
+        self.product = self._frozen_product()
         self.is_frozen = True
 
     def construct(self, x):
         weight = self.gather_weight(self.weight)
         x_MK = x.reshape(-1, x.shape[-1])
-        if self.is_frozen:
-            y = self.frozen_product(x_MK, weight, self.input_scale(x_MK), self.code_scale)
-        else:
-            y = self.product(x_MK, weight, self.input_scale(x_MK), self.weight_scale(weight))
+        w_scale = self.code_scale if self.is_frozen else self.weight_scale(weight)
+        y = self.product(x_MK, weight, self.input_scale(x_MK), w_scale)
         if self.has_bias:
             y = add_bias(y, self.bias.astype(self.dtype))
         y = y.reshape(*x.shape[:-1], weight.shape[0])
