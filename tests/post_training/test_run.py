@@ -1,11 +1,14 @@
 """Whole runs of `post-train` on a model of some thousand weights."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from ospnext_ms.__main__ import main
+from ospnext_ms.post_training.evaluation import Evaluation
 from ospnext_ms.reporting.metrics import read_metrics
 from ospnext_ms.storage.peft_format import read_adapter
 from tests.support import post_train_runs as runs
@@ -115,6 +118,32 @@ def test_a_batch_that_a_reward_drops_costs_no_adapter(model, tmp_path):
     assert (tmp_path / "out" / "adapter_ema" / "adapter_config.json").is_file()
     evaluations = [record for record in figures(tmp_path / "out") if "eval/reward" in record]
     assert [record["eval/without_a_reward"] for record in evaluations] == [1, 0]
+
+
+@pytest.mark.slow
+def test_adapters_and_the_evaluation_that_a_stop_left_out_are_made(model, tmp_path, monkeypatch, capsys):
+    values = runs.settings(model, tmp_path / "out", runner_config={"iterations": 1})
+    values["context"]["mode"] = "pynative"
+    command = ["post-train", "--config", str(write_config(tmp_path / "run.yaml", values))]
+    plain = Evaluation.__call__
+
+    def stopped(self, iteration, *arguments):
+        if iteration == 1:
+            raise KeyboardInterrupt
+        return plain(self, iteration, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "__call__", stopped)
+        assert main(command) == 130
+    adapter = tmp_path / "out" / "adapter_ema" / "adapter_model.safetensors"
+    written = adapter.read_bytes()
+    shutil.rmtree(adapter.parent)
+    assert main(command) == 0
+    assert "nothing to do" not in capsys.readouterr().out
+    assert adapter.read_bytes() == written
+    assert [record["step"] for record in figures(tmp_path / "out") if "eval/reward" in record] == [0, 1]
+    assert main(command) == 0
+    assert "nothing to do: all 1 iterations are done" in capsys.readouterr().out
 
 
 def test_a_failing_reward_ends_the_run_with_its_name(model, tmp_path):
