@@ -10,9 +10,9 @@ order, noise and noise levels for equal seeds. What is complete is kept and what
 command resumes. `report` (which `run` ends with) writes report.json, curves.png and the table, and the averaged weights
 of every run to weights/RECIPE_SEED.safetensors (fp16) for tools.experiments.hif8_evaluation.
 
-Recipes: `fp32`; `hif8` (scales 15 and 224); `hif8_32768`, the ablation, which scales everything to the largest HiF8
-number, where mantissas have one bit. The figure of a run is the loss of its averaged weights on the fixed clips, noise
-and noise levels of the configuration's eval_dataset.
+Recipes: `fp32`; `hif8` (scales 15 and 224); `hif8_centred`, which gives attention k less its mean; `hif8_32768`, the
+ablation, which scales everything to the largest HiF8 number, where mantissas have one bit. The figure of a run is the
+loss of its averaged weights on the fixed clips, noise and noise levels of the configuration's eval_dataset.
 """
 
 import argparse
@@ -28,6 +28,7 @@ CONFIGS = Path("yaml_configs/train")
 RECIPES = {
     "fp32": ("tiny.yaml", {}),
     "hif8": ("tiny_hif8.yaml", {}),
+    "hif8_centred": ("tiny_hif8.yaml", {"model.dit.quant_config.centre_keys": "true"}),
     "hif8_32768": ("tiny_hif8.yaml", {"model.dit.quant_config.scale_max_forward": 32768.0,
                                       "model.dit.quant_config.scale_max_backward": 32768.0}),
 }
@@ -55,7 +56,7 @@ def parse_arguments(argv=None):
 
 def planned(arguments):
     """[(recipe, seed)] in the order in which they are trained: pairs first, so that a comparison is there early."""
-    pairs = [(recipe, seed) for seed in arguments.seeds for recipe in ("fp32", "hif8")]
+    pairs = [(recipe, seed) for seed in arguments.seeds for recipe in ("fp32", "hif8", "hif8_centred")]
     return pairs + [("hif8_32768", seed) for seed in arguments.ablation_seeds]
 
 
@@ -177,7 +178,7 @@ def plot(output, runs):
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    colors = dict(zip(RECIPES, ("tab:blue", "tab:orange", "tab:red"), strict=True))
+    colors = dict(zip(RECIPES, ("tab:blue", "tab:orange", "tab:green", "tab:red"), strict=True))
     for recipe, seeds in runs.items():
         for i, seed in enumerate(seeds):
             records = read_metrics(folder_of(output, recipe, seed))

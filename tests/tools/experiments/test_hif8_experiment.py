@@ -33,7 +33,8 @@ def write_run(folder, after, steps=40, seconds=0.5, diverged=False, planned=None
 
 def test_pairs_come_first_and_differ_in_the_recipe_only(arguments):
     runs = hif8_experiment.planned(arguments)
-    assert runs == [("fp32", 0), ("hif8", 0), ("fp32", 3), ("hif8", 3), ("hif8_32768", 0)]
+    assert runs == [("fp32", 0), ("hif8", 0), ("hif8_centred", 0), ("fp32", 3), ("hif8", 3), ("hif8_centred", 3),
+                    ("hif8_32768", 0)]
     configs = {}
     for run in runs:
         command = hif8_experiment.command_of(arguments, *run)
@@ -42,7 +43,8 @@ def test_pairs_come_first_and_differ_in_the_recipe_only(arguments):
         assert (config.seed, config.runner_config.steps) == (run[1], 40)
         assert config.train_dataset.path == "cache"
         configs[run] = config
-    fp32, hif8, ablation = (configs[run].model.dit for run in (runs[0], runs[1], runs[4]))
+    fp32, hif8, centred, ablation = (configs[run].model.dit for run in (*runs[:3], runs[-1]))
+    assert (hif8.quant_config.centre_keys, centred.quant_config.centre_keys) == (False, True)
     assert (fp32.quant, hif8.quant, hif8.quant_attention) == (None, "hif8", "hif8")
     assert (hif8.quant_config.scale_max_forward, hif8.quant_config.scale_max_backward) == (15.0, 224.0)
     assert (ablation.quant_config.scale_max_forward, ablation.quant_config.scale_max_backward) == (32768.0, 32768.0)
@@ -65,9 +67,9 @@ def test_only_what_is_missing_is_trained_and_a_failure_stops(arguments, monkeypa
 
     monkeypatch.setattr(hif8_experiment.subprocess, "run", run)
     hif8_experiment.train(arguments)
-    assert trained == ["fp32_3", "hif8_3", "hif8_32768_0"]
+    assert trained == ["hif8_centred_0", "fp32_3", "hif8_3", "hif8_centred_3", "hif8_32768_0"]
     hif8_experiment.train(arguments)
-    assert len(trained) == 3
+    assert len(trained) == 5
     assert hif8_experiment.report(arguments.output)["runs"]["hif8_32768"]["0"]["diverged"]
     monkeypatch.setattr(hif8_experiment.subprocess, "run",
                         lambda *a, **k: type("Done", (), {"returncode": 1, "stderr": "no such file"}))
