@@ -106,7 +106,9 @@ def assemble_dit(config, runtime, mesh=None, tensors: Mapping | None = None, ori
         parameters = dict(net.parameters_and_names())
         set_tensors({name: parameters[name] for name in names}, tensors, origin, sharded)
     if training and runtime.compiled:
-        compile_once(net.blocks, ["full" if pattern == "full" else "sparse" for pattern in config.block_patterns])
+        compile_once(net.blocks, [("full" if pattern == "full" else "sparse")
+                                  + ("" if i in config.quantised_blocks else "_plain")
+                                  for i, pattern in enumerate(config.block_patterns)])
     if recompute:
         for block in net.blocks:
             block.recompute()

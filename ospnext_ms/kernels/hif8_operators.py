@@ -11,6 +11,7 @@ from mindspore.nn.utils import no_init_parameters
 from ospnext_ms import hif8_format as hif8
 from ospnext_ms.kernels.collectives import AllMax, ProcessGroup
 from ospnext_ms.kernels.device import on_ascend
+from ospnext_ms.kernels.slices import take
 
 ALONE = ProcessGroup()
 
@@ -108,6 +109,12 @@ def held_codes(parameter):
     return (parameter if parameter.dtype == ms.uint8 else parameter.view(ms.uint8)).asnumpy()
 
 
+def no_gradient(codes):
+    """What a `bprop` returns for a held_parameter, which has no gradient: zeros. MindSpore adds up those of a parameter
+    that is used twice before it finds that nobody asked for them, and cannot add hifloat8."""
+    return ops.zeros((1,), ms.float32) if codes.dtype == ms.hifloat8 else ops.zeros_like(codes)
+
+
 class Decode(nn.Cell):
     """What a held_parameter holds -> what Quantize made of the same numbers. Without gradient."""
 
@@ -123,7 +130,7 @@ class Decode(nn.Cell):
             return codes
         if self.on_host is not None:
             return self.on_host(codes).astype(self.dtype)
-        return ops.gather(self.table, codes.astype(ms.int32), 0)
+        return take(self.table, codes.reshape(-1).astype(ms.int32), 0).reshape(codes.shape)
 
 
 class RoundByArithmetic(nn.Cell):

@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 from mindspore.ops.auto_generate import GroupedMatmulV4
 
-from ospnext_ms.kernels.hif8_operators import ALONE, Decode, Quantize, Scale
+from ospnext_ms.kernels.hif8_operators import ALONE, Decode, Quantize, Scale, no_gradient
 
 FP16_MAX = 65504.0
 
@@ -139,4 +139,4 @@ class HiF8FrozenProduct(nn.Cell):
     def bprop(self, x_MK, codes_NK, x_scale, w_scale, out, dout):
         g_scale = self.gradient_scale(dout)
         dx = self.matmul_x(self.quantize_gradient(dout, g_scale), self.decode(codes_NK), 1 / g_scale, 1 / w_scale)
-        return dx.astype(x_MK.dtype), ops.zeros_like(codes_NK), ops.zeros_like(x_scale), ops.zeros_like(w_scale)
+        return dx.astype(x_MK.dtype), no_gradient(codes_NK), ops.zeros_like(x_scale), ops.zeros_like(w_scale)

@@ -38,7 +38,8 @@ class QuantConfig:
     `scale_scope`: a rank scales what it holds (local, as OSP-Next was trained), or the ranks that share a video find
     one scale, so that results do not depend on their number (global). Largest numbers are scaled to `scale_max_forward`
     (activations, weights, q, k, v) and `scale_max_backward` (gradients). `centre_keys`: attention is given k less its
-    mean over the tokens, which changes no number but those that are rounded.
+    mean over the tokens, which changes no number but those that are rounded. `plain_ends`: so many blocks at either end
+    of the network are not quantised.
     """
 
     backend: BackendName = "auto"
@@ -46,6 +47,7 @@ class QuantConfig:
     scale_max_forward: float = SCALE_MAX_FORWARD
     scale_max_backward: float = SCALE_MAX_BACKWARD
     centre_keys: bool = False
+    plain_ends: int = 0
 
     def __post_init__(self):
         _require_choices("quant_config", self)
@@ -89,6 +91,9 @@ class DiTConfig:
         _require_choices("dit", self)
         if self.quant_config != QuantConfig() and not (self.quant or self.quant_attention):
             raise ValueError("dit.quant_config is given, but neither dit.quant nor dit.quant_attention is 'hif8'")
+        if not 0 <= self.quant_config.plain_ends <= self.num_layers // 2:
+            raise ValueError(f"dit.quant_config.plain_ends is {self.quant_config.plain_ends}; with {self.num_layers} "
+                             f"layers it must be from 0 to {self.num_layers // 2}")
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise ValueError(f"dit.dim {self.dim} over dit.num_heads {self.num_heads} must be a whole, even head size")
         if self.freq_dim % 2:
@@ -108,6 +113,11 @@ class DiTConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.dim // self.num_heads
+
+    @property
+    def quantised_blocks(self) -> range:
+        """Numbers of the blocks to which `quant` and `quant_attention` apply."""
+        return range(self.quant_config.plain_ends, self.num_layers - self.quant_config.plain_ends)
 
     @property
     def block_patterns(self) -> tuple[str, ...]:

@@ -102,6 +102,8 @@ class OSPNextDiT(nn.Cell):
         attention: Cell with the contract of kernels.attention.Attention, default the best one of this device.
         cross_attention: the same for the text, default `attention`.
         attention_inputs: what is done to q, k and v of the video before they are ordered, see SelfAttention.
+            What is given for linear, attention, cross_attention and attention_inputs is that of the
+            `quantised_blocks` of the configuration, all of them unless it says otherwise; the others have the defaults.
 
     Inputs: x [B, in_channels, T, H', W']; t [B] in [0, 1000]; text [B, L, text_dim] with L <= text_len, zero-padded
     here to text_len, the padding being attended to. Output: velocity [B, out_channels, T, H', W'] fp32.
@@ -118,7 +120,8 @@ class OSPNextDiT(nn.Cell):
         param_dtype = param_dtype or dtype
         plain = partial(Linear, dtype=dtype, param_dtype=param_dtype)
         linear = linear or plain
-        attention = attention or Attention(default_attention(dtype))
+        plain_attention = Attention(default_attention(dtype))
+        attention = attention or plain_attention
         cross_attention = cross_attention or attention
         sequence = sequence or PackedSequence(config.sparse_ratio)
         dim = config.dim
@@ -132,9 +135,12 @@ class OSPNextDiT(nn.Cell):
         self.time_projection = nn.SequentialCell(SiLU(), Linear(dim, 6 * dim))
         patterns = config.block_patterns
         self.orders = _orders(patterns)
+        given = linear, sequence, attention, cross_attention
+        plainly = plain, sequence, plain_attention, plain_attention
+        inside = config.quantised_blocks
         self.blocks = nn.CellList(
-            [DiTBlock(config, linear, sequence, attention, cross_attention, pattern != "full", dtype, attention_inputs)
-             for pattern in patterns]
+            [DiTBlock(config, *(given if i in inside else plainly), pattern != "full", dtype,
+                      attention_inputs if i in inside else None) for i, pattern in enumerate(patterns)]
         )
         self.head = Head(dim, config.out_channels * int(np.prod(config.patch_size)))
 

@@ -16,7 +16,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from ospnext_ms.kernels.collectives import AllGather, ReduceScatterSum
-from ospnext_ms.kernels.hif8_operators import held_codes, held_parameter, held_tensor
+from ospnext_ms.kernels.hif8_operators import held_codes, held_parameter, held_tensor, no_gradient
 from ospnext_ms.kernels.slices import narrow
 
 
@@ -47,15 +47,25 @@ class GatheredWeight(nn.Cell):
 
 
 class GatheredCodes(nn.Cell):
-    """Shard of 8-bit codes [n, in] -> those of the whole weight [rows, in]. Without gradient."""
+    """Shard of 8-bit codes [n, in] -> those of the whole weight [rows, in]. Without gradient.
 
-    def __init__(self, group, rows):
+    hifloat8, which MindSpore's AllGather does not take, is sent as bf16, in which its numbers are exact.
+    """
+
+    def __init__(self, group, rows, dtype):
         super().__init__()
         self.rows = rows
+        self.dtype = dtype
+        self.sent = ms.bfloat16 if dtype == ms.hifloat8 else dtype
         self.all_gather = AllGather(group)
 
     def construct(self, shard):
-        return narrow(self.all_gather(shard, "weights"), 0, 0, self.rows)
+        whole = self.all_gather(shard.astype(self.sent), "weights")
+        return narrow(whole, 0, 0, self.rows).astype(self.dtype)
+
+    def bprop(self, shard, out, dout):
+        # Never used; a cast to hifloat8 has no derivative that MindSpore could infer.
+        return (no_gradient(shard),)
 
 
 class ShardedWeights:
@@ -138,7 +148,7 @@ class ShardedWeights:
             cell.weight = held_parameter((share, *shape[1:]), weight.dtype == ms.hifloat8, weight.name)
             if not weight.has_init:
                 cell.weight.set_data(held_tensor(self.cut(name, held_codes(weight)), weight.dtype))
-            cell.gather_weight = GatheredCodes(self.group, shape[0])
+            cell.gather_weight = GatheredCodes(self.group, shape[0], weight.dtype)
         else:
             if weight.has_init:
                 shard = initializer("zeros", (share, *shape[1:]), weight.dtype)

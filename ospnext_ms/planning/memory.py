@@ -100,7 +100,8 @@ def _codes(workload: Workload, parameters: Shapes) -> Shapes:
     """The weights that are held in 8 bits: those computed with in HiF8, where they are not trained."""
     if workload.dit.quant is None or workload.trained == "all":
         return {}
-    return {name: parameters[name] for name in quantised_names(parameters)}
+    blocks = tuple(f"blocks.{i}." for i in workload.dit.quantised_blocks)
+    return {name: parameters[name] for name in quantised_names(parameters) if name.startswith(blocks)}
 
 
 def _weights(workload: Workload, parameters: Shapes) -> int:
@@ -205,7 +206,7 @@ def _weight_copies(workload: Workload, parameters: Shapes, recompute: bool) -> d
     if codes := _codes(workload, parameters):
         # The decoded numbers of one layer at a time, and the codes of one block where they are gathered.
         copies = {"one layer's decoded weight": c * max(shapes.count({name: codes[name]}) for name in codes)}
-        block = {name: shape for name, shape in codes.items() if name.startswith("blocks.0.")}
+        block = {name: shape for name, shape in codes.items() if name.split(".")[1] == next(iter(codes)).split(".")[1]}
         return copies | ({"gathered codes": shapes.count(block)} if sharded else {})
     if not sharded and workload.stored == c:
         return {}

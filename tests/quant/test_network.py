@@ -12,7 +12,7 @@ from ospnext_ms.models.config import DiTConfig, QuantConfig
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.models.sequence import PackedSequence
 from ospnext_ms.quant.hif8 import HiF8Linear
-from ospnext_ms.quant.network import quantized_parts
+from ospnext_ms.quant.network import freeze_linears, quantized_parts
 from ospnext_ms.quant.recipe import make_recipe
 from tests.support.compare import relative_error
 from tests.support.dit_twins import random_inputs, torch_twin
@@ -46,6 +46,28 @@ class WatchedSequence(PackedSequence):
     def attend_full(self, attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern):
         self.sent = v_BNHD.asnumpy()
         return super().attend_full(attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern)
+
+
+def test_blocks_at_the_ends_stay_plain():
+    """In both implementations, and with the same numbers: one block of three is quantised."""
+    plain_config = replace(SMALL, num_layers=3)
+    config = replace(plain_config, quant="hif8", quant_attention="hif8",
+                     quant_config=QuantConfig(plain_ends=1, centre_keys=True))
+    plain, torch_plain = torch_twin(plain_config, seed=3)
+    net, twin = OSPNextDiT(config, **quantized_parts(config)), reference.build(config)
+    set_weights(net, {p.name: p.asnumpy() for p in plain.get_parameters()})
+    twin.load_state_dict(torch_plain.state_dict())
+    assert [isinstance(block.ffn[0], HiF8Linear) for block in net.blocks] == [False, True, False]
+    assert [type(block.ffn[0]) is reference.HiF8Linear for block in twin.blocks] == [False, True, False]
+    assert [block.self_attn.inputs is None for block in net.blocks] == [True, False, True]
+    assert len(freeze_linears(net)) == 10
+    x, t, text = random_inputs(config, (2, 4, 4), 2, text_len=5)
+    with torch.no_grad():
+        expected = twin(*map(torch.from_numpy, (x, t, text))).numpy()
+    actual, unquantised = (cell(*map(Tensor, (x, t, text))).asnumpy() for cell in (net, plain))
+    assert relative_error(actual, expected) < 0.1 * relative_error(actual, unquantised)
+    with pytest.raises(ValueError, match=r"plain_ends is 2; with 3 layers it must be from 0 to 1"):
+        replace(config, quant_config=QuantConfig(plain_ends=2))
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

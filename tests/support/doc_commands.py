@@ -75,6 +75,19 @@ RUN = {
         "python -m tools.experiments.hif8_experiment_torch --data output/finetune/cache "
         "--held-out output/finetune/held_out_cache --batch-size 4 --learning-rate 1e-3 --seeds 0 1 2 3 --device cuda "
         "--output output/hif8_torch",
+        "python -m tools.tiny_family.write_cache --output output/digits_cache --count 256 --device cuda",
+        "python -m tools.tiny_family.write_cache --output output/digits_held_out_cache --count 16 --seed 1 "
+        "--split held_out --device cuda",
+        "python -m tools.experiments.hif8_experiment_torch --data output/digits_cache "
+        "--held-out output/digits_held_out_cache --batch-size 4 --learning-rate 1e-3 --seeds 0 1 2 3 --recipes fp32 "
+        "hif8 linears attention centred_keys plain_ends plain_start scales_per_head centred_keys_and_values all_free "
+        "all hif8_32768 --device cuda --output output/hif8_settings",
+        "python -m tools.experiments.wide_start --times 4 --minutes 0.9 --device cuda "
+        "--output output/wide/dit.safetensors",
+        "python -m tools.experiments.hif8_experiment_torch --data output/digits_cache "
+        "--held-out output/digits_held_out_cache --batch-size 4 --learning-rate 3e-4 --seeds 0 1 2 3 --recipes fp32 "
+        "hif8 linears attention centred_keys all_free --device cuda --set load_checkpoint=output/wide/dit.safetensors "
+        "--set model.dit.dim=512 --set model.dit.ffn_dim=2048 --set model.dit.num_heads=16 --output output/hif8_wide",
     ],
     "figures": [
         "python -m tools.experiments.benchmark_dit --grid 5 32 32 --repeats 3",

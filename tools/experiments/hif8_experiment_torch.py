@@ -15,7 +15,7 @@ eval_dataset. With v the velocity that weights give when computed in HiF8, u whe
 
 so what a recipe costs is told apart: other weights (the first term less the loss of fp32's), rounding noise (the
 second), and what the noise has to do with the network's own error (the third). The weights that fp32 found are computed
-in every recipe too. report.json has every run, and the table's means over the seeds.
+in every recipe too. report.json has every run, and the table's means over the seeds. `--weights FILE` trains nothing.
 """
 
 import argparse
@@ -95,6 +95,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--weights", type=Path, help="train nothing: compute this checkpoint in every recipe")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                         help="another change of the configuration")
     return parser.parse_args(argv)
@@ -288,11 +289,22 @@ def print_table(rows):
         print(f"{name:50}{row['loss']:9.5f}" + "".join(f"{cell:>18}" for cell in cells))
 
 
+def compute(arguments, fixed, model):
+    """Loads the given checkpoint and compares its losses in the recipes: computed.json, and a table."""
+    load(model, arguments.weights)
+    found = {recipe: fixed.compare(model, recipe) for recipe in arguments.recipes if RECIPES[recipe].changes}
+    (arguments.output / "computed.json").write_text(json.dumps(found, indent=1) + "\n")
+    print_table({recipe: _row([(run, run["fp32_loss"])]) for recipe, run in found.items()})
+
+
 def main(argv=None):
     arguments = parse_arguments(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
     device = torch.device(arguments.device)
     configs = [configure(arguments, seed) for seed in arguments.seeds]
+    if arguments.weights:
+        compute(arguments, FixedSet(configs[0], device), start_of(configs[0], device))
+        return
     with ThreadPoolExecutor(len(configs)) as pool:
         inputs = list(pool.map(lambda config: inputs_of(config, device), configs))
     fixed, runs = FixedSet(configs[0], device), {seed: {} for seed in arguments.seeds}

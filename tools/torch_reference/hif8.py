@@ -163,6 +163,8 @@ def set_arithmetic(model, config, refinements=Refinements()):  # noqa: B008
     """
     if config.quant_config.backend == "native":
         raise ValueError("quant_config.backend is 'native', which PyTorch has not; valid: 'auto', 'emulate'")
+    refinements = replace(refinements, centre_keys=refinements.centre_keys or config.quant_config.centre_keys,
+                          plain_ends=max(refinements.plain_ends, config.quant_config.plain_ends))
     last = len(model.blocks) - refinements.plain_ends
     for i, block in enumerate(model.blocks):
         inside = refinements.plain_ends <= i < last

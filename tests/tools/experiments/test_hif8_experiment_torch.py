@@ -123,6 +123,16 @@ def test_report_means_over_the_seeds(config, tmp_path, monkeypatch, capsys):
     assert "+3.00 +- 1.00" in capsys.readouterr().out
 
 
+def test_given_weights_are_computed_in_every_recipe(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiment, "configure", lambda arguments, seed: config)
+    experiment.main(["--data", "d", "--held-out", "h", "--output", str(tmp_path), "--seeds", "0", "--weights",
+                     str(config.load_checkpoint), "--recipes", "fp32", "hif8", "plain_ends"])
+    found = json.loads((tmp_path / "computed.json").read_text())
+    expected = experiment.FixedSet(config, torch.device("cpu"))
+    assert found["hif8"] == expected.compare(experiment.start_of(config, torch.device("cpu")), "hif8")
+    assert "plain_ends" in capsys.readouterr().out
+
+
 def test_the_ablation_scales_to_the_largest_number():
     config = experiment.RECIPES["hif8_32768"].changes["quant_config"]
     assert (config.scale_max_forward, config.scale_max_backward) == (32768.0, 32768.0)
