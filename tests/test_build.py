@@ -74,7 +74,7 @@ HELD = {"quant": "hif8", "quant_attention": "hif8"}
 
 
 @pytest.mark.parametrize(("stored", "compiled"), [("full precision", False), ("8 bits", False),
-                                                  ("full precision", True)])
+                                                  pytest.param("full precision", True, marks=pytest.mark.slow)])
 def test_weights_held_in_8_bits_give_the_same_bits(model, tmp_path, stored, compiled):
     """As quantising them in every call does; held so where they are not trained, from checkpoints of either kind."""
     section, runtime = replace(model.dit, **HELD), replace(RUNTIME, compiled=compiled)
