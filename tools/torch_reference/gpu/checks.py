@@ -91,6 +91,8 @@ def _check_float8(checks, name, device, width, tokens=77, batch=2):
     x, y = draw(batch, tokens, width), draw(batch, tokens, width)
     gate, factor, shift = (draw(batch, width, dtype=torch.float32) for _ in range(3))
     layer = torch.nn.Linear(width, 512).to(device, torch.bfloat16)
+    stream = draw(1, tokens, 512, dtype=torch.float32)
+    gate_512 = draw(1, 512, dtype=torch.float32)
     gather = torch.randperm(tokens, generator=generator).to(device)
     for scaling in float8.SCALINGS:
         linear = float8.Float8Linear(layer, scaling)
@@ -105,13 +107,15 @@ def _check_float8(checks, name, device, width, tokens=77, batch=2):
             "linear_of_parts": lambda k, f=linear: k.linear_of_parts((x[:1, :40], x[:1, 40:]), f, shift[0]),
             "linear_gelu": lambda k, f=linear: k.linear_gelu(k.input_of_linear(x), f).dequantised(),
         }
+        for called, each in (("add_linear_of_parts", None), ("add_linear_of_parts, gated", gate_512)):
+            calls[called] = lambda k, f=linear, g=each: _added(k, stream, g, (x[:1, :40], x[:1, 40:]), f, shift[0])
         calls["mean_of_input"] = lambda k: k.mean_of_input(k.input_of_linear(x))
         if scaling == "bound":
             calls["linear_codes"] = lambda k, f=linear: k.linear_codes(k.input_of_linear(x), f).dequantised()
         for call, function in calls.items():
             # Where fp32 rounds differently the code may differ by one: in less than one of 10^4. Products add up with
             # fewer bits ("product" below), and codes of a product take the step to the next code with that error.
-            bound = 2e-2 if call in ("linear_gelu", "linear_codes") else 1e-2 if call == "linear_of_parts" else 1e-3
+            bound = 2e-2 if call in ("linear_gelu", "linear_codes") else 1e-2 if "of_parts" in call else 1e-3
             checks.compare(f"float8 {scaling} {name} {call}", lambda f=function, s=scaling: relative_error(
                 f(float8_kernels.kernels(name, s)).float(), f(float8_kernels.kernels("eager", s)).float()), bound)
         quantised = float8.quantised(x, scaling)
@@ -278,6 +282,18 @@ def _check_gelu(checks, name, draw, device, width=512):
         fused.kernels(name).linear_of_parts(parts, layer), product), 5e-3)
     checks.compare(f"{name} linear_gelu, bfloat16", lambda: relative_error(
         fused.kernels(name).linear_gelu(x, layer), exact), 5e-3)
+    stream, gate, shift = draw(1, 300, 2 * width), draw(1, 2 * width), draw(width)
+    product = F.linear(x.double() + shift.double(), layer.weight.double(), layer.bias.double())
+    for called, factor in (("add_linear_of_parts", None), ("add_linear_of_parts, gated", gate)):
+        checks.compare(f"{name} {called}, bfloat16", lambda factor=factor: relative_error(
+            _added(fused.kernels(name), stream, factor, parts, layer, shift),
+            product if factor is None else product * gate[:, None].double()), 5e-3)
+
+
+def _added(kernels, stream, gate, parts, layer, shift_C):
+    """What add_linear_of_parts and the update that it leaves add to a stream."""
+    x, owed = kernels.add_linear_of_parts(stream.clone(), gate, parts, layer, shift_C)
+    return (x if owed is None else fused.EagerKernels().update(x, *owed)) - stream
 
 
 def _check_golden(checks, device):

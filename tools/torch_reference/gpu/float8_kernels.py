@@ -72,6 +72,9 @@ class Float8Kernels:
     def linear_of_parts(self, parts, layer, shift_C=None):
         return self.linear(self._input_of_parts(parts), layer, self.shifted_bias(layer, shift_C))
 
+    add_linear = fused.EagerKernels.add_linear
+    add_linear_of_parts = fused.EagerKernels.add_linear_of_parts
+
     def of_constant(self, layer, vector):
         return layer.of_constant(vector)
 
@@ -135,6 +138,21 @@ class TritonFloat8Kernels(Float8Kernels):
         if not (x.codes.is_cuda and layer.scale.dim() == 0):
             return layer(x, bias)
         return self._product(x, layer, bias, dtype=x.dtype)
+
+    def add_linear(self, x_BNC, gate_BC, n, layer):
+        return self._add(x_BNC, gate_BC, n, layer, layer.bias)
+
+    def add_linear_of_parts(self, x_BNC, gate_BC, parts, layer, shift_C=None):
+        bias = layer.bias if shift_C is None else self.shifted_bias(layer, shift_C)
+        return self._add(x_BNC, gate_BC, self._input_of_parts(parts), layer, bias)
+
+    def _add(self, x_BNC, gate_BC, n, layer, bias):
+        """The product adds to the stream itself, but with a gate: rows of codes have no factor of their own."""
+        adds = gate_BC is None and x_BNC.dtype == torch.float32 and n.codes.is_cuda and layer.scale.dim() == 0
+        if not (adds and n.codes.dtype == E4M3):
+            return x_BNC, (self.linear(n, layer, bias), gate_BC)
+        self._product(n, layer, bias, out=x_BNC, adds=True)
+        return x_BNC, None
 
     def of_constant(self, layer, vector):
         if layer.codes.dtype != E4M3:

@@ -93,6 +93,14 @@ class EagerKernels:
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return self.linear(self.input_of_linear(x), layer, self.shifted_bias(layer, shift_C))
 
+    def add_linear(self, x_BNC, gate_BC, n, layer):
+        """x + gate * linear(n), without a gate x + linear(n): (x, what is left to add to it: (y, gate), or None)."""
+        return x_BNC, (self.linear(n, layer), gate_BC)
+
+    def add_linear_of_parts(self, x_BNC, gate_BC, parts, layer, shift_C=None):
+        """`add_linear` of what `linear_of_parts` takes."""
+        return x_BNC, (self.linear_of_parts(parts, layer, shift_C), gate_BC)
+
     def of_constant(self, layer, vector):
         """fp32 [out]: the product of a layer's weight with one vector fp32 [in], in full precision."""
         return F.linear(vector, layer.weight.float())
@@ -123,7 +131,8 @@ class InductorKernels(EagerKernels):
 
 class TritonKernels(EagerKernels):
     """Hand-written kernels. No gradients; x, q and k are updated in place. Products in bf16 go to cuBLASLt, with the
-    GELU inside and the algorithm that measured fastest.
+    GELU inside and the algorithm that measured fastest; what they add to an fp32 stream they add themselves, with the
+    gate in the weight's rows: y is not rounded, the weight twice.
     """
 
     def __init__(self):
@@ -169,10 +178,31 @@ class TritonKernels(EagerKernels):
             self._product(part.contiguous(), layer.weight, bias, out=out)
         return y
 
+    def add_linear(self, x_BNC, gate_BC, n, layer):
+        return self.add_linear_of_parts(x_BNC, gate_BC, [n], layer)
+
+    def add_linear_of_parts(self, x_BNC, gate_BC, parts, layer, shift_C=None):
+        if not (adds_itself(x_BNC, gate_BC, parts) and self._by_cublas(parts[0])):
+            return super().add_linear_of_parts(x_BNC, gate_BC, parts, layer, shift_C)
+        weight, bias = layer.weight, layer.bias.float()
+        if shift_C is not None:
+            bias = bias + self.of_constant(layer, shift_C)
+        if gate_BC is not None:
+            weight = torch.mul(weight, gate_BC[0][:, None], out=torch.empty_like(weight))
+            bias = bias * gate_BC[0]
+        for part, out in zip(parts, x_BNC.split([part.shape[1] for part in parts], dim=1), strict=True):
+            self._product(part.contiguous(), weight, bias, out=out, adds=True)
+        return x_BNC, None
+
     def linear_gelu(self, x, layer):
         if not self._by_cublas(x):
             return super().linear_gelu(x, layer)
         return self._product(x.contiguous(), layer.weight, layer.bias, gelu=True)
+
+
+def adds_itself(x_BNC, gate_BC, parts):
+    """Whether products can add to the stream x: fp32, one gate for all rows, the parts one after the other."""
+    return x_BNC.dtype == torch.float32 and (x_BNC.shape[0] == 1 or (gate_BC is None and len(parts) == 1))
 
 
 IMPLEMENTATIONS = {"eager": EagerKernels, "inductor": InductorKernels, "triton": TritonKernels}

@@ -26,7 +26,8 @@ class Execution:
     """How blocks compute: the owner of the token order, self- and cross-attention, the fused kernels, the dtype of the
     linears.
 
-    `leaves_update`: a block leaves its last update to the next one, which does it in the pass of its first norm.
+    `leaves_update`: a block leaves its last update, where its product has not done it, to the next one, which does it in
+    the pass of its first norm.
     """
 
     sequence: Any
@@ -61,15 +62,18 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim, dtype=dtype) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
 
-    def _output(self, parts_BnHD, execution, shift_C=None):
+    def _add_output(self, stream, gate_BC, parts_BnHD, execution, shift_C=None):
         parts_BnC = [part_BnHD.flatten(2).to(execution.dtype) for part_BnHD in parts_BnHD]
-        return execution.kernels.linear_of_parts(parts_BnC, self.o, shift_C)
+        return execution.kernels.add_linear_of_parts(stream, gate_BC, parts_BnC, self.o, shift_C)
 
 
 class SelfAttention(Attention):
-    """Attention of the video tokens, full or inside the sub-sequences of the current order: -> [B, N, C]."""
+    """Attention of the video tokens, full or inside the sub-sequences of the current order.
 
-    def forward(self, x, order, sparse, execution):
+    Takes the stream [B, N, C], the gate and the normed x; returns what kernels.add_linear does.
+    """
+
+    def forward(self, stream, gate_BC, x, order, sparse, execution):
         kernels, sequence, heads = execution.kernels, execution.sequence, self.num_heads
         tables = order.cos_Nd, order.sin_Nd
         q, q_scale = kernels.query(kernels.linear(x, self.q), self.norm_q.weight, tables, heads)
@@ -83,13 +87,13 @@ class SelfAttention(Attention):
         attend = sequence.attend_sparse if sparse else sequence.attend_full
         parts_BnHD = attend(attention, q, k, v, order)
         del q, k, v
-        return self._output(parts_BnHD, execution, shift_C)
+        return self._add_output(stream, gate_BC, parts_BnHD, execution, shift_C)
 
 
 class CrossAttention(Attention):
     """Every token attends to the whole text, padding included; keys and values are projected once per sample."""
 
-    def forward(self, x, text, execution):
+    def forward(self, stream, x, text, execution):
         kernels, heads = execution.kernels, self.num_heads
         unrotated = None, None
         q, q_scale = kernels.query(kernels.linear(x, self.q), self.norm_q.weight, unrotated, heads)
@@ -99,7 +103,7 @@ class CrossAttention(Attention):
         attention = execution.cross_attention
         if q_scale is not None:
             attention = attention.scaled((q_scale, k_scale, v_scale))
-        return self._output([attention(q, k, v)], execution)
+        return self._add_output(stream, None, [attention(q, k, v)], execution)
 
 
 class Block(nn.Module):
@@ -108,9 +112,9 @@ class Block(nn.Module):
     x += gate_a * SelfAttention(norm1(x) * (1 + scale_a) + shift_a); x += CrossAttention(norm3(x), text);
     x += gate_f * FFN(norm2(x) * (1 + scale_f) + shift_f)
 
-    `owed` is the update (y, gate) that the block before has left to this one, or None; with `gather_N` [N] the tokens
-    are gathered after it, and x comes in the dtype in which it has travelled. Returns (x, what this block leaves: see
-    Execution).
+    `owed` is the update (y, gate) that the block before has left to this one, or None where its product added itself
+    to x; with `gather_N` [N] the tokens are gathered after it, and x comes in the dtype in which it has travelled. Returns
+    (x, what this block leaves: see Execution).
     """
 
     def __init__(self, config, dtype):
@@ -135,15 +139,15 @@ class Block(nn.Module):
         else:
             x_BNC, n = kernels.update_norm(x_BNC, *(owed or (None, None)), 1 + scale_a, shift_a, dtype, gather_N,
                                            execution.residual_dtype)
-        y_BNC = self.self_attn(n, order, sparse, execution)
-        x_BNC, n = kernels.update_norm(x_BNC, y_BNC, gate_a, *norm3, dtype)
-        y_BNC = self.cross_attn(n, text, execution)
-        x_BNC, n = kernels.update_norm(x_BNC, y_BNC, None, 1 + scale_f, shift_f, dtype)
-        del y_BNC
+        x_BNC, owed = self.self_attn(x_BNC, gate_a, n, order, sparse, execution)
+        x_BNC, n = kernels.update_norm(x_BNC, *(owed or (None, None)), *norm3, dtype)
+        x_BNC, owed = self.cross_attn(x_BNC, n, text, execution)
+        x_BNC, n = kernels.update_norm(x_BNC, *(owed or (None, None)), 1 + scale_f, shift_f, dtype)
+        del owed
         hidden = kernels.linear_gelu(n, self.ffn[0])
         del n
-        y_BNC = kernels.linear(hidden, self.ffn[2])
-        return (x_BNC, (y_BNC, gate_f)) if execution.leaves_update else (kernels.update(x_BNC, y_BNC, gate_f), None)
+        x_BNC, owed = kernels.add_linear(x_BNC, gate_f, hidden, self.ffn[2])
+        return (x_BNC, owed) if owed is None or execution.leaves_update else (kernels.update(x_BNC, *owed), None)
 
 
 class Head(nn.Module):

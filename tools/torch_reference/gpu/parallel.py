@@ -233,7 +233,9 @@ class ParallelSequence:
         send, receive, pack, unpack = self._switch_tables(grid, target, x_BNC.device)
         if self._switch.size == 1:
             gather_N = self._once(("local", grid, target, str(x_BNC.device)), lambda: pack[unpack])
-            return (x_BNC.index_select(1, gather_N), None, None) if owed is None else (x_BNC, owed, gather_N)
+            if owed is None and torch.is_grad_enabled():
+                return x_BNC.index_select(1, gather_N), None, None
+            return x_BNC, owed, gather_N
         payload = kernels.update_gather(x_BNC, *(owed or (None, None)), pack, self._payload_dtype(x_BNC.dtype))
         received = self._travel(payload.transpose(0, 1), send, receive).transpose(0, 1)
         if torch.is_grad_enabled():

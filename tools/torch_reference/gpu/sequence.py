@@ -85,10 +85,12 @@ class PackedSequence:
         """The other pattern's order -> the order of `target`: (x, owed, gather [N] or None).
 
         `owed` is an update (y, gate) that is still to be done, or None. What comes back of it and of the gather is left
-        to the next block's first norm.
+        to the next block's first norm. With gradients no gather is.
         """
         gather_N = self._index(grid, "token_to_group" if target == "group" else "group_to_token", x_BNC.device)
-        return (x_BNC.index_select(1, gather_N), None, None) if owed is None else (x_BNC, owed, gather_N)
+        if owed is None and torch.is_grad_enabled():
+            return x_BNC.index_select(1, gather_N), None, None
+        return x_BNC, owed, gather_N
 
     def leave(self, x_BNC, grid, pattern):
         """Order of `pattern` -> natural order."""

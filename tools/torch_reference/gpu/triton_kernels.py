@@ -2,8 +2,9 @@
 Contracts: fused.py, float8.py.
 
 A program takes one row and keeps it in registers, so that every tensor crosses device memory once. Blocks of Triton are
-powers of two; a row of another width is kept as two, the largest power of two in it and the rest, so that hardly a lane
-is idle. All loads of a row are issued before its first store.
+powers of two; a row is kept as chunks of one such width, by choice one that divides it. All loads of a row are issued
+before its first store. Offsets are said to be contiguous by a few numbers only: otherwise Triton gives a thread 16
+bytes of the narrowest type and carries the others through shared memory.
 """
 
 import torch
@@ -14,14 +15,24 @@ from tools.torch_reference.dit import NORM_EPS
 
 # Fastest on an H100 at width 5120 (microbenchmark.py).
 NORM_WARPS, ROTATE_WARPS = 4, 4
+CHUNK = 1024
 FP8_MAX = tl.constexpr(448.0)
 TINY = tl.constexpr(1e-30)
+# Numbers of the residual stream and of a row of bf16 that make 16 bytes.
+_NUMBERS = tl.constexpr(4)
+_HALVES = tl.constexpr(8)
 
 
-def halves(width):
-    """(largest power of two in `width`, next power of two of the rest or 0)."""
-    first = 1 << (width.bit_length() - 1)
-    return first, triton.next_power_of_2(width - first) if width > first else 0
+def largest_power_of_two_dividing(number):
+    return number & -number
+
+
+def chunk_of(count, most):
+    """Width of the chunks of `count` numbers: the largest power of two up to `most` that divides it, but where there
+    would be more than 16 of them one that does not.
+    """
+    chunk = min(largest_power_of_two_dividing(count), most)
+    return chunk if count <= 16 * chunk else min(triton.next_power_of_2(count), most)
 
 
 @triton.jit
@@ -55,71 +66,83 @@ def _modulated(x, mean, rstd, factor_ptr, shift_ptr, columns, inside):
 
 
 @triton.jit
+def _columns(i, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    columns = i * CHUNK + tl.max_contiguous(tl.arange(0, CHUNK), _NUMBERS)
+    return columns, columns < WIDTH
+
+
+@triton.jit
+def _square_inside(x, i, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    columns, inside = _columns(i, WIDTH, CHUNK)
+    return tl.where(inside, x * x, 0.0)
+
+
+@triton.jit
 def _update_norm_kernel(x_ptr, y_ptr, gate_ptr, factor_ptr, shift_ptr, gather_ptr, out_ptr, n_ptr, scale_ptr, amax_ptr,
-                        num_tokens, eps, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr,
-                        UPDATE: tl.constexpr, GATE: tl.constexpr, NORM: tl.constexpr, GATHER: tl.constexpr,
-                        WRITE: tl.constexpr):
+                        num_tokens, eps, WIDTH: tl.constexpr, CHUNK: tl.constexpr, UPDATE: tl.constexpr,
+                        GATE: tl.constexpr, NORM: tl.constexpr, GATHER: tl.constexpr, WRITE: tl.constexpr):
     """NORM is "no", "yes", or what becomes of the norm: "rows", "amax", "bound" (triton_float8.py)."""
+    CHUNKS: tl.constexpr = (WIDTH + CHUNK - 1) // CHUNK
     token, sample = tl.program_id(0), tl.program_id(1)
     row = sample * num_tokens + token
     target = row.to(tl.int64) * WIDTH
     source = target
     if GATHER:
         source = (sample * num_tokens + tl.load(gather_ptr + token)).to(tl.int64) * WIDTH
-    a = tl.arange(0, FIRST)
-    everywhere = a < WIDTH
-    xa = _updated(x_ptr + source, y_ptr + source, gate_ptr + sample * WIDTH, a, everywhere, UPDATE, GATE)
-    if REST > 0:
-        b = FIRST + tl.arange(0, REST)
-        inside = b < WIDTH
-        xb = _updated(x_ptr + source, y_ptr + source, gate_ptr + sample * WIDTH, b, inside, UPDATE, GATE)
+    xs = ()
+    for i in tl.static_range(CHUNKS):
+        columns, inside = _columns(i, WIDTH, CHUNK)
+        xs = xs + (_updated(x_ptr + source, y_ptr + source, gate_ptr + sample * WIDTH, columns, inside, UPDATE, GATE),)
     if WRITE:
-        rounded = xa.to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + target + a, rounded, mask=everywhere)
-        xa = rounded.to(tl.float32)
-        if REST > 0:
-            rounded = xb.to(out_ptr.dtype.element_ty)
-            tl.store(out_ptr + target + b, rounded, mask=inside)
-            xb = rounded.to(tl.float32)
+        rounded = ()
+        for i in tl.static_range(CHUNKS):
+            columns, inside = _columns(i, WIDTH, CHUNK)
+            x = xs[i].to(out_ptr.dtype.element_ty)
+            tl.store(out_ptr + target + columns, x, mask=inside)
+            rounded = rounded + (x.to(tl.float32),)
+        xs = rounded
     if NORM != "no":
-        factor_ptr += sample * WIDTH
-        shift_ptr += sample * WIDTH
-        total = tl.sum(xa, axis=0)
-        if REST > 0:
-            total += tl.sum(xb, axis=0)
-        mean = total / WIDTH
-        square = tl.sum((xa - mean) * (xa - mean), axis=0)
-        if REST > 0:
-            square += tl.sum(tl.where(inside, (xb - mean) * (xb - mean), 0.0), axis=0)
-        rstd = tl.rsqrt(square / WIDTH + eps)
-        na = _modulated(xa, mean, rstd, factor_ptr, shift_ptr, a, everywhere)
-        if REST > 0:
-            nb = tl.where(inside, _modulated(xb, mean, rstd, factor_ptr, shift_ptr, b, inside), 0.0)
-        if NORM == "rows" or NORM == "amax":
+        _norm(xs, n_ptr + target, factor_ptr + sample * WIDTH, shift_ptr + sample * WIDTH, scale_ptr, amax_ptr, row,
+              eps, WIDTH, CHUNK, NORM)
+
+
+@triton.jit
+def _norm(xs, n_ptr, factor_ptr, shift_ptr, scale_ptr, amax_ptr, row, eps, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+          NORM: tl.constexpr):
+    CHUNKS: tl.constexpr = (WIDTH + CHUNK - 1) // CHUNK
+    total = xs[0]
+    for i in tl.static_range(1, CHUNKS):
+        total += xs[i]
+    mean = tl.sum(total, axis=0) / WIDTH
+    square = _square_inside(xs[0] - mean, 0, WIDTH, CHUNK)
+    for i in tl.static_range(1, CHUNKS):
+        square += _square_inside(xs[i] - mean, i, WIDTH, CHUNK)
+    rstd = tl.rsqrt(tl.sum(square, axis=0) / WIDTH + eps)
+    if NORM == "bound":
+        codes_factor = _factor_of(tl.load(amax_ptr))
+        if row == 0:
+            tl.store(scale_ptr, 1.0 / codes_factor)
+    if NORM == "rows" or NORM == "amax":
+        most = tl.abs(xs[0]) * 0.0
+        for i in tl.static_range(CHUNKS):
+            columns, inside = _columns(i, WIDTH, CHUNK)
+            n = _modulated(xs[i], mean, rstd, factor_ptr, shift_ptr, columns, inside)
             if NORM == "amax":
-                na = na.to(n_ptr.dtype.element_ty).to(tl.float32)
-            largest = tl.max(tl.abs(na), axis=0)
-            if REST > 0:
-                if NORM == "amax":
-                    nb = nb.to(n_ptr.dtype.element_ty).to(tl.float32)
-                largest = tl.maximum(largest, tl.max(tl.abs(nb), axis=0))
+                n = n.to(n_ptr.dtype.element_ty).to(tl.float32)
+            most = tl.maximum(most, tl.where(inside, tl.abs(n), 0.0))
+        largest = tl.max(most, axis=0)
         if NORM == "amax":
             tl.atomic_max(amax_ptr, largest)
-        if NORM == "rows":
+        else:
             codes_factor = _factor_of(largest)
             tl.store(scale_ptr + row, 1.0 / codes_factor)
-        if NORM == "bound":
-            codes_factor = _factor_of(tl.load(amax_ptr))
-            if row == 0:
-                tl.store(scale_ptr, 1.0 / codes_factor)
+    for i in tl.static_range(CHUNKS):
+        columns, inside = _columns(i, WIDTH, CHUNK)
+        n = _modulated(xs[i], mean, rstd, factor_ptr, shift_ptr, columns, inside)
         if NORM == "rows" or NORM == "bound":
-            tl.store(n_ptr + target + a, _to_codes(na, codes_factor), mask=everywhere)
-            if REST > 0:
-                tl.store(n_ptr + target + b, _to_codes(nb, codes_factor), mask=inside)
+            tl.store(n_ptr + columns, _to_codes(n, codes_factor), mask=inside)
         else:
-            tl.store(n_ptr + target + a, na.to(n_ptr.dtype.element_ty), mask=everywhere)
-            if REST > 0:
-                tl.store(n_ptr + target + b, nb.to(n_ptr.dtype.element_ty), mask=inside)
+            tl.store(n_ptr + columns, n.to(n_ptr.dtype.element_ty), mask=inside)
 
 
 def launch_update_norm(x_BNC, y_BNC, vectors_BC, gather_N, residual_dtype, n_BNC, step, scale=None, amax=None,
@@ -138,12 +161,11 @@ def launch_update_norm(x_BNC, y_BNC, vectors_BC, gather_N, residual_dtype, n_BNC
     if out_BNC.numel():
         gate, factor, shift = (_vectors(v, batch, width) for v in vectors_BC)
         unused = x_BNC
-        first, rest = halves(width)
         _update_norm_kernel[(num_tokens, batch)](
             x_BNC, _or(y_BNC, unused), _or(gate, unused), _or(factor, unused), _or(shift, unused),
             _or(gather_N, unused), out_BNC, _or(n_BNC, unused), _or(scale, unused), _or(amax, unused), num_tokens,
-            NORM_EPS, WIDTH=width, FIRST=first, REST=rest, UPDATE=y_BNC is not None, GATE=gate is not None, NORM=step,
-            GATHER=gather_N is not None, WRITE=y_BNC is not None or moves, num_warps=warps)
+            NORM_EPS, WIDTH=width, CHUNK=chunk_of(width, CHUNK), UPDATE=y_BNC is not None, GATE=gate is not None,
+            NORM=step, GATHER=gather_N is not None, WRITE=y_BNC is not None or moves, num_warps=warps)
     return out_BNC
 
 
@@ -169,39 +191,72 @@ def update_norm(x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype, gather_N=None
 
 
 @triton.jit
-def _rotated(x, cos_ptr, sin_ptr, token, HEADS: tl.constexpr, PAIRS: tl.constexpr):
-    pairs = tl.arange(0, PAIRS)[None, :]
-    even, odd = tl.split(tl.reshape(x, (HEADS, PAIRS, 2)))
-    cos = tl.load(cos_ptr + token * PAIRS + pairs)
-    sin = tl.load(sin_ptr + token * PAIRS + pairs)
-    return tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (HEADS, PAIRS * 2))
+def _rotated(x, cos, sin, CHUNK: tl.constexpr, PAIRS: tl.constexpr):
+    even, odd = tl.split(tl.reshape(x, (CHUNK, PAIRS, 2)))
+    return tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (CHUNK, PAIRS * 2))
 
 
 @triton.jit
-def _rms_norm_rotate_kernel(x_ptr, weight_ptr, cos_ptr, sin_ptr, num_tokens, eps, HEADS: tl.constexpr,
-                            FIRST: tl.constexpr, REST: tl.constexpr, PAIRS: tl.constexpr, ROTATE: tl.constexpr):
-    WIDTH: tl.constexpr = HEADS * PAIRS * 2
-    token, sample = tl.program_id(0), tl.program_id(1)
-    x_ptr += (sample * num_tokens + token).to(tl.int64) * WIDTH
-    inner = tl.arange(0, PAIRS * 2)[None, :]
-    a = tl.arange(0, FIRST)[:, None] * (PAIRS * 2) + inner
-    xa = tl.load(x_ptr + a).to(tl.float32)
-    square = tl.sum(tl.sum(xa * xa, axis=1), axis=0)
-    if REST > 0:
-        b = (FIRST + tl.arange(0, REST)[:, None]) * (PAIRS * 2) + inner
-        inside = b < WIDTH
-        xb = tl.load(x_ptr + b, mask=inside, other=0.0).to(tl.float32)
-        square += tl.sum(tl.sum(xb * xb, axis=1), axis=0)
-    rrms = tl.rsqrt(square / WIDTH + eps)
-    xa = xa * rrms * tl.load(weight_ptr + a, eviction_policy="evict_last").to(tl.float32)
+def _rotate_kernel(x_ptr, weight_ptr, cos_ptr, sin_ptr, mean_ptr, out_ptr, scale_ptr, amax_ptr, num_tokens, eps,
+                   HEADS: tl.constexpr, CHUNK: tl.constexpr, PAIRS: tl.constexpr, STRIDE: tl.constexpr,
+                   ROTATE: tl.constexpr, CENTRE: tl.constexpr, STEP: tl.constexpr):
+    """RMS norm and rotation of a row as [H, D], in chunks of heads. STEP is "numbers" (as they are, in the dtype of
+    `out`), "cast" (e4m3 at the largest magnitudes [H] given) or "amax" (only those, by atomic maximum).
+    """
+    D: tl.constexpr = PAIRS * 2
+    CHUNKS: tl.constexpr = HEADS // CHUNK
+    row, sample = tl.program_id(0), tl.program_id(1)
+    token = row * STRIDE
+    x_ptr += (sample * num_tokens + token).to(tl.int64) * (HEADS * D)
+    out_ptr += (sample * tl.num_programs(0) + row).to(tl.int64) * (HEADS * D)
+    mean_ptr += sample * (HEADS * D)
+    head = tl.arange(0, CHUNK)
+    columns = head[:, None] * D + tl.max_contiguous(tl.arange(0, D), _HALVES)[None, :]
+    xs = ()
+    for i in tl.static_range(CHUNKS):
+        xs = xs + (tl.load(x_ptr + i * CHUNK * D + columns).to(tl.float32),)
+    square = xs[0] * xs[0]
+    for i in tl.static_range(1, CHUNKS):
+        square += xs[i] * xs[i]
     if ROTATE:
-        xa = _rotated(xa, cos_ptr, sin_ptr, token, FIRST, PAIRS)
-    tl.store(x_ptr + a, xa.to(x_ptr.dtype.element_ty))
-    if REST > 0:
-        xb = xb * rrms * tl.load(weight_ptr + b, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        pairs = tl.arange(0, PAIRS)[None, :]
+        cos = tl.load(cos_ptr + token * PAIRS + pairs)
+        sin = tl.load(sin_ptr + token * PAIRS + pairs)
+    rrms = tl.rsqrt(tl.sum(tl.sum(square, axis=1), axis=0) / (HEADS * D) + eps)
+    for i in tl.static_range(CHUNKS):
+        here = i * CHUNK * D + columns
+        x = xs[i] * rrms * tl.load(weight_ptr + here, eviction_policy="evict_last").to(tl.float32)
         if ROTATE:
-            xb = _rotated(xb, cos_ptr, sin_ptr, token, REST, PAIRS)
-        tl.store(x_ptr + b, xb.to(x_ptr.dtype.element_ty), mask=inside)
+            x = _rotated(x, cos, sin, CHUNK, PAIRS)
+        if CENTRE:
+            x = x - tl.load(mean_ptr + here, eviction_policy="evict_last")
+        if STEP == "amax":
+            tl.atomic_max(amax_ptr + i * CHUNK + head, tl.max(tl.abs(x), axis=1))
+        elif STEP == "cast":
+            factor = _factor_of(tl.load(amax_ptr + i * CHUNK + head))
+            if (row == 0) & (sample == 0):
+                tl.store(scale_ptr + i * CHUNK + head, 1.0 / factor)
+            tl.store(out_ptr + here, (x * factor[:, None]).to(tl.float8e4nv))
+        else:
+            tl.store(out_ptr + here, x.to(out_ptr.dtype.element_ty))
+
+
+def launch_rotate(x_BNC, weight_C, tables, num_heads, out, step="numbers", mean_BC=None, scale=None, amax=None,
+                  stride=1, warps=ROTATE_WARPS):
+    """Runs the kernel on every `stride`-th token; `tables` (cos, sin) [N, D/2] or Nones. D must be a power of two."""
+    batch, num_tokens, width = x_BNC.shape
+    cos_Nd, sin_Nd = tables
+    pairs = width // num_heads // 2
+    assert x_BNC.is_contiguous()
+    assert width == 2 * pairs * num_heads
+    assert pairs == largest_power_of_two_dividing(pairs), "the head width must be a power of two"
+    if x_BNC.numel():
+        unused = weight_C
+        _rotate_kernel[(triton.cdiv(num_tokens, stride), batch)](
+            x_BNC, weight_C, _or(cos_Nd, unused), _or(sin_Nd, unused), _or(mean_BC, unused), out, _or(scale, unused),
+            _or(amax, unused), num_tokens, NORM_EPS, HEADS=num_heads,
+            CHUNK=min(largest_power_of_two_dividing(num_heads), max(1, CHUNK // (2 * pairs))), PAIRS=pairs,
+            STRIDE=stride, ROTATE=cos_Nd is not None, CENTRE=mean_BC is not None, STEP=step, num_warps=warps)
 
 
 def rms_norm_rotate(x_BNC, weight_C, cos_Nd, sin_Nd, warps=ROTATE_WARPS):
@@ -209,19 +264,9 @@ def rms_norm_rotate(x_BNC, weight_C, cos_Nd, sin_Nd, warps=ROTATE_WARPS):
 
     D (with tables) must be a power of two.
     """
-    batch, num_tokens, width = x_BNC.shape
-    rotated = cos_Nd is not None
-    pairs = cos_Nd.shape[-1] if rotated else largest_power_of_two_dividing(width) // 2
-    assert x_BNC.is_contiguous()
-    assert width % (2 * pairs) == 0
-    if x_BNC.numel():
-        heads = width // (2 * pairs)
-        first, rest = halves(heads)
-        _rms_norm_rotate_kernel[(num_tokens, batch)](
-            x_BNC, weight_C, cos_Nd if rotated else weight_C, sin_Nd if rotated else weight_C, num_tokens, NORM_EPS,
-            HEADS=heads, FIRST=first, REST=rest, PAIRS=pairs, ROTATE=rotated, num_warps=warps)
+    width = x_BNC.shape[-1]
+    # Without rotation any heads will do.
+    head_dim = min(largest_power_of_two_dividing(width), CHUNK) if cos_Nd is None else 2 * cos_Nd.shape[-1]
+    assert width % head_dim == 0
+    launch_rotate(x_BNC, weight_C, (cos_Nd, sin_Nd), width // head_dim, x_BNC, warps=warps)
     return x_BNC
-
-
-def largest_power_of_two_dividing(number):
-    return number & -number
