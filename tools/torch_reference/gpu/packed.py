@@ -26,8 +26,8 @@ class Execution:
     """How blocks compute: the owner of the token order, self- and cross-attention, the fused kernels, the dtype of the
     linears.
 
-    `leaves_update`: a block leaves its last update, where its product has not done it, to the next one, which does it in
-    the pass of its first norm.
+    `leaves_update`: a block leaves its last update, where its product has not done it, to the next one, which does it
+    in the pass of its first norm.
     """
 
     sequence: Any
@@ -113,8 +113,8 @@ class Block(nn.Module):
     x += gate_f * FFN(norm2(x) * (1 + scale_f) + shift_f)
 
     `owed` is the update (y, gate) that the block before has left to this one, or None where its product added itself
-    to x; with `gather_N` [N] the tokens are gathered after it, and x comes in the dtype in which it has travelled. Returns
-    (x, what this block leaves: see Execution).
+    to x; with `gather_N` [N] the tokens are gathered after it, and x comes in the dtype in which it has travelled.
+    Returns (x, what this block leaves: see Execution).
     """
 
     def __init__(self, config, dtype):

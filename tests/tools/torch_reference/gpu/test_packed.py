@@ -140,6 +140,25 @@ def test_updates_left_to_the_next_block_change_nothing(layout, monkeypatch):
     assert len(gathered) == 8 * 2 + 7
 
 
+class _AddsItself(fused.EagerKernels):
+    """Products that add to the stream themselves, as those of a GPU do."""
+
+    def add_linear_of_parts(self, x_BNC, gate_BC, parts, layer, shift_C=None):
+        return x_BNC.copy_(self.update(x_BNC, self.linear_of_parts(parts, layer, shift_C), gate_BC)), None
+
+    def add_linear(self, x_BNC, gate_BC, n, layer):
+        return self.add_linear_of_parts(x_BNC, gate_BC, [n], layer)
+
+
+def test_products_that_add_themselves_change_nothing():
+    _, model = _models(replace(CONFIG, num_layers=8, num_full_blocks=4))
+    inputs = _inputs(CONFIG, (2, 7, 6), batch=1)
+    with torch.no_grad():
+        alone = model(*inputs)
+        model.kernels = _AddsItself()
+        assert torch.equal(model(*inputs), alone)
+
+
 def test_linear_of_parts_is_the_linear_of_all():
     layer = torch.nn.Linear(6, 5)
     x = torch.randn(1, 9, 6)
