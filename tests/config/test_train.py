@@ -78,7 +78,8 @@ def test_a_missing_cache_and_missing_weights_are_named(tmp_path, monkeypatch, ca
     arguments = ["train", "--config", str(CONFIGS / "train" / "tiny.yaml"), "--set", f"output_dir={tmp_path}"]
     assert main([*arguments, "--set", "train_dataset.path=nowhere"]) == 2
     assert "cache nowhere does not exist" in capsys.readouterr().err
-    random = ["--set", "train_dataset={kind: random, latent_size: [1, 4, 4]}", "--set", "load_checkpoint=nowhere.ckpt"]
+    random = ["--set", "train_dataset={kind: random, latent_size: [1, 4, 4]}", "--set", "eval_dataset=null",
+              "--set", "load_checkpoint=nowhere.ckpt"]
     assert main([*arguments, *random]) == 2
     assert "nowhere.ckpt" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ import pytest
 
 from ospnext_ms.config.prepare_data import PrepareDataConfig
 from ospnext_ms.config.reader import read_section
-from ospnext_ms.data import latents
+from ospnext_ms.data import clips
 from ospnext_ms.data.cache import Cache
 from ospnext_ms.data.latents import LatentDataset
 from ospnext_ms.generation import coders
@@ -83,13 +83,13 @@ def test_a_cache_of_latents_holds_the_frames_of_its_times(configure, decoded, tm
 
 def test_training_from_videos_reads_the_frames_of_its_times(configure, decoded, tmp_path, monkeypatch):
     assert prepare(configure("videos", [{"path": name} for name in SECONDS]))["left_out"] == []
-    read, plain = [], latents.read_clip
+    read, plain = [], clips.read_clip
 
     def read_clip(path, start, *arguments):
         read.append((path.name, start, plain(path, start, *arguments)))
         return read[-1][-1]
 
-    monkeypatch.setattr(latents, "read_clip", read_clip)
+    monkeypatch.setattr(clips, "read_clip", read_clip)
     dataset = LatentDataset(tmp_path / "cache", batch_size=1, seed=0, text_len=8, encode=lambda frames: frames)
     for step in range(STARTS * len(SECONDS)):
         dataset.batch(step)

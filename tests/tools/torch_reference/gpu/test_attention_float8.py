@@ -93,6 +93,7 @@ def test_common_part_of_keys_changes_no_probability_but_is_not_rounded(recipe):
 
 @pytest.mark.parametrize("scaling", [None, "bound", "row"])
 def test_mean_of_values_leaves_and_comes_back(scaling):
+    torch.manual_seed(0)
     layer, output = torch.nn.Linear(64, 64).bfloat16(), torch.nn.Linear(64, 32).bfloat16()
     with torch.no_grad():
         layer.bias.normal_(std=10.0)
