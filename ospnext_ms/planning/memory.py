@@ -22,6 +22,8 @@ _FLASH_STATISTICS = 64
 # Parameters of the VAE for dim 1; maps of full size, dim channels and the frames of a latent frame alive at once; and
 # what its convolutions in time read, in frames of full size and dim channels: 7 + 3 + 1.6 + 0.7 by level.
 _VAE_WEIGHTS, _VAE_MAPS, _VAE_EARLIER, _PAST_FRAMES = 13_800, 10, 12.3, 2
+# Bytes for each hidden value; fitted to one peak of MindSpore's dry run (docs/ascend.md: HiF8 native).
+_ROUNDING = 40
 # Gradients alive at once in the backward pass of a block: those of q, k, v in fp32 and of the residual stream twice.
 _GRADIENTS_IN_FLIGHT = 20
 
@@ -53,7 +55,7 @@ def estimate(workload: Workload, recompute: bool | None = None) -> Memory:
     if workload.ema:
         lasting["EMA"] = 4 * trained
     copies = 2 if workload.batches > 1 else 1
-    backward = {"gradients": copies * 4 * trained, **_activations(workload, recompute),
+    backward = {"gradients": copies * 4 * trained, **_activations(workload, recompute), **_rounded(workload),
                 **_weight_copies(workload, parameters, recompute)}
     largest = max(shapes.shard_count({name: shape}, workload.parallel.parameter_shard)
                   for name, shape in parameters.items())
@@ -185,6 +187,15 @@ def _activations(workload: Workload, recompute: bool) -> dict[str, int]:
         return {"inputs of the blocks": times * inputs, "one block's activations": int(batch * max(blocks)),
                 "gradients under way": in_flight}
     return {"activations": int(times * batch * sum(blocks)), "gradients under way": in_flight}
+
+
+def _rounded(workload: Workload) -> dict[str, int]:
+    """Operands of the feed-forward network's products and of their gradients on their way to 8 bits: scaled in fp32, as
+    codes and transposed.
+    """
+    if workload.dit.quant is None:
+        return {}
+    return {"operands being rounded": _ROUNDING * workload.batch * tokens_of_device(workload) * workload.dit.ffn_dim}
 
 
 def _pairs(workload: Workload) -> Iterator[float]:

@@ -132,6 +132,7 @@ TESTED = {
     "python -m ospnext_ms prepare-data --config yaml_configs/prepare_data/720p.yaml *":
         "tests/preparation/test_prepare.py::test_processes_that_share_a_run",
     "python -m tools.ascend_dry_run": "tests/tools/ascend_dry_run/test_dry_run.py::test_every_path_compiles",
+    "python -m tools.ascend_dry_run --table": "tests/tools/ascend_dry_run/test_dry_run.py::test_the_table",
     "python -m tools.ascend_dry_run --config *": "tests/tools/ascend_dry_run/test_dry_run.py::test_a_yaml_file",
     "python -m tools.ascend_dry_run step-4x2-sharded --all-ranks":
         "tests/tools/ascend_dry_run/test_dry_run.py::test_all_ranks_exchange_in_the_same_order",

@@ -64,7 +64,7 @@ def test_a_yaml_file(capsys):
 
 @pytest.mark.slow
 def test_the_table(capsys):
-    """Of one path; all of them take an hour."""
+    """Of one path; all of them take two hours."""
     assert main(["--table", "forward 1.3B, 480P"]) == 0
     *_, row, _, rest = capsys.readouterr().out.splitlines()
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
