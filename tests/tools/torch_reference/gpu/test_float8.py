@@ -169,8 +169,6 @@ def test_triton_kernels_keep_the_contract(scaling, shape):
     actual = float8_kernels.TritonFloat8Kernels(fused.EagerKernels(), scaling)
     expected = float8_kernels.Float8Kernels(fused.EagerKernels(), scaling)
     batch, _, width = shape
-    # No number lies in the middle of two codes, where fp32's last bit decides: among so few one code is much.
-    torch.manual_seed(3)
     x, y = torch.randn(shape), torch.randn(shape)
     gate, factor, shift = (torch.randn(batch, width) for _ in range(3))
     quantised = expected.input_of_linear(x)
