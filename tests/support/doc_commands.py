@@ -123,6 +123,8 @@ TESTED = {
         "tests/tools/torch_reference/gpu/test_precision.py::test_network_errors_grow_with_what_is_rounded",
     "python -m tools.torch_reference.gpu.precision attention":
         "tests/tools/torch_reference/gpu/test_precision.py::test_attention_errors_are_those_of_the_recipes",
+    "python -m tools.experiments.step_cache_quality *":
+        "tests/tools/experiments/test_step_cache_quality.py::test_report",
     "python -m tools.experiments.eight_bit_quality *":
         "tests/tools/experiments/test_eight_bit_quality.py::test_report_compares_every_mode_with_bf16",
     "python -m tools.torch_reference.gpu.parity *":
