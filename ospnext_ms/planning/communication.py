@@ -82,6 +82,13 @@ def step_bytes(workload: Workload) -> dict[str, int]:
     return result | _weight_bytes(workload)
 
 
+def gathered_bytes(workload: Workload) -> int:
+    """What a process sends of its weights in one forward, where they are spread over several."""
+    shard = workload.parallel.parameter_shard
+    linear = [shape for shape in shapes.dit_parameters(workload.dit).values() if shapes.is_linear_weight(shape)]
+    return (shard - 1) * workload.compute * sum(-(-shape[0] // shard) * shape[1] for shape in linear)
+
+
 def _weight_bytes(workload: Workload) -> dict[str, int]:
     parallel = workload.parallel
     parameters = shapes.dit_parameters(workload.dit)
@@ -90,7 +97,7 @@ def _weight_bytes(workload: Workload) -> dict[str, int]:
     linear = {name: shape for name, shape in parameters.items() if shapes.is_linear_weight(shape)}
     rows = sum(-(-shape[0] // shard) * shape[1] for shape in linear.values()) if shard > 1 else 0
     in_blocks = sum(-(-shape[0] // shard) * shape[1] for name, shape in linear.items() if name.startswith("blocks."))
-    result = {"weights": (shard - 1) * workload.compute * passes * rows}
+    result = {"weights": passes * gathered_bytes(workload)}
     if trains and workload.recompute and shard > 1:
         result["weights"] += (shard - 1) * workload.compute * passes * in_blocks
     if not trains:

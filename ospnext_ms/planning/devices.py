@@ -1,9 +1,8 @@
 """What a device can do, as its maker states it, and what share of that this network's kernels reach.
 
 Rates of products are dense, in TFLOP/s; of memory and links in GB/s, of links one way, for one device. Shares are
-fitted to measurements on one H100 (docs/results/gpu.md): 14B, 720P, full 9.67 s, sparse 5.60 s and sparse with 8-bit
-linears 4.52 s a forward, of which 0.4 s are neither products nor attention. For Ascend, where nothing has been
-measured, they are taken over.
+fitted to three forwards of the 14B at 720P on one H100 (tools/experiments/seconds_on_paper.py). For Ascend, where
+nothing has been measured, they are taken over. Where each rate is stated: docs/plan.md.
 """
 
 from collections.abc import Iterable
@@ -23,7 +22,7 @@ class Device:
         memory: rate. elementwise: bytes that everything but products and attention moves, for each value of the
             residual stream and each block; of fused kernels on NVIDIA as fitted, of MindSpore's operators as counted.
         inside, across: link rates in a host and between hosts; `in_host` devices share one.
-        source: where the rates are stated.
+        source: where the rates are stated. estimated: names of those that are neither stated nor measured.
     """
 
     bf16: float
@@ -34,6 +33,7 @@ class Device:
     across: float
     in_host: int
     source: str
+    estimated: tuple[str, ...]
     linear_share: float = LINEAR_SHARE
     attention_share: float = ATTENTION_SHARE
     eight_bit_share: float = EIGHT_BIT_SHARE
@@ -43,16 +43,26 @@ class Device:
 FUSED, SINGLE_OPERATORS = 86.5, 312.0
 
 DEVICES = {
-    "H100": Device(989.4, 1978.9, 3350, FUSED, 450, 50, 8,
-                   "NVIDIA H100 SXM data sheet, without sparsity; NVLink 4: 900 GB/s both ways; NDR 400 Gb/s a device"),
-    "H200": Device(989.4, 1978.9, 4800, FUSED, 450, 50, 8,
-                   "NVIDIA H200 SXM data sheet, without sparsity; NVLink 4: 900 GB/s both ways; NDR 400 Gb/s a device"),
-    "910B": Device(376, 0, 1600, SINGLE_OPERATORS, 196, 25, 8,
-                   "Atlas 800T A2 white paper as quoted in the press: 376 TFLOP/s, HBM 1.6 TB/s, HCCS 392 GB/s both "
-                   "ways; RoCE 200 Gb/s a device; no 8-bit floating point"),
-    "950PR": Device(500, 1000, 1600, SINGLE_OPERATORS, 1000, 50, 8,
-                    "Huawei Connect 2025: 1 PFLOP/s in 8 bits (bf16 taken as half), 1.6 TB/s, 2 TB/s of links both "
-                    "ways; between hosts 400 Gb/s a device is an assumption"),
+    # https://www.nvidia.com/en-us/data-center/h100 and /h200: bf16 1,979 and FP8 3,958 TFLOP/s with sparsity, which
+    # doubles them; NVLink 900 GB/s both ways. DGX H100, H200: one 400 Gb/s port a device.
+    "H100": Device(989.4, 1978.9, 3350, FUSED, 450, 50, 8, "NVIDIA's H100 data sheet, SXM, without sparsity",
+                   ("link_share",)),
+    "H200": Device(989.4, 1978.9, 4800, FUSED, 450, 50, 8, "NVIDIA's H200 data sheet, SXM, without sparsity",
+                   ("linear_share", "attention_share", "eight_bit_share", "link_share")),
+    # 376 TFLOP/s, as it is sold, are 353.9 of matrix and 22.1 of vector units (24 cores, 1.8 GHz):
+    # https://gitcode.com/cann/ops-cv/issues/997, https://gitcode.com/Ascend/DrivingSDK (performance-predict).
+    # HCCS 392 GB/s both ways over seven links, 200GE a device: Atlas 800T A2,
+    # https://support.huawei.com/enterprise/zh/doc/EDOC1100317202/f3dba488.
+    "910B": Device(353.9, 0, 1600, SINGLE_OPERATORS, 196, 25, 8,
+                   "CANN's table of the 910B2 and Huawei's Atlas 800T A2 specification; slower kinds are sold",
+                   ("linear_share", "attention_share", "link_share")),
+    # bf16 432, HiF8 865 TFLOP/s, 1.6 TB/s, 128 GB: Ascend 950 NPU architecture white paper, table 3-1, server grade, as
+    # quoted in the same issue and in https://gitcode.com/cann/ops-transformer/issues/5487. The announcement (Huawei
+    # Connect 2025) rounds to 1 PFLOP/s in FP8 and HiF8 and states 1.6 TB/s and 2 TB/s of links, read as both
+    # ways together.
+    "950PR": Device(432, 865, 1600, SINGLE_OPERATORS, 1000, 50, 8,
+                    "Ascend 950 NPU architecture white paper, server grade, and Huawei Connect 2025",
+                    ("across", "in_host", "linear_share", "attention_share", "eight_bit_share", "link_share")),
 }
 
 
@@ -64,7 +74,8 @@ def device_of(name: str, overrides: Iterable[str] = ()) -> Device:
     """
     if name not in DEVICES:
         raise ValueError(f"--device is {name!r}; valid: {', '.join(DEVICES)}")
-    device, keys = DEVICES[name], [field.name for field in fields(Device) if field.name != "source"]
+    device = DEVICES[name]
+    keys = [field.name for field in fields(Device) if field.name not in ("source", "estimated")]
     for text in overrides:
         key, _, value = text.partition("=")
         if key not in keys:
@@ -75,5 +86,6 @@ def device_of(name: str, overrides: Iterable[str] = ()) -> Device:
             number = 0.0
         if not 0 < number < float("inf"):
             raise ValueError(f"--device-set {text}: must be KEY=NUMBER, the number above 0")
-        device = replace(device, **{key: int(number) if key == "in_host" else number})
+        device = replace(device, estimated=tuple(name for name in device.estimated if name != key),
+                         **{key: int(number) if key == "in_host" else number})
     return device

@@ -1,6 +1,7 @@
 """What `plan` puts together."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 
 from ospnext_ms.planning.devices import device_of
 from ospnext_ms.planning.plan import describe, make_plan
@@ -27,6 +28,7 @@ def plan(path: str, overrides: Iterable[str] = (), *, devices: int | None = None
     if device:
         rates = device_of(device, device_overrides)
         figures["seconds"] = {"device": device, "forward": forward_seconds(workload, rates),
-                              "step": step_seconds(workload, rates), "growth": growth(workload, rates)}
+                              "step": step_seconds(workload, rates),
+                              "growth": [asdict(row) for row in growth(workload, rates)]}
         text += "\n\n" + describe_seconds(workload, device, rates)
     return figures, text

@@ -1,10 +1,10 @@
 """Seconds on paper: operations, bytes and messages over the rates of a device (devices.py), added up.
 
 Nothing overlaps, and nothing waits: what is added is what a device computes, moves and sends. How far the sums are from
-measured times is in docs/ascend.md.
+measured times is in docs/plan.md.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ospnext_ms.models.flops import forward_flops
 from ospnext_ms.planning import communication, shapes
@@ -36,6 +36,7 @@ def forward_seconds(workload: Workload, device: Device) -> dict[str, float]:
         "attention": flops["attention"] / degree / (device.bf16 * device.attention_share * 1e12),
         "elementwise": values * device.elementwise / (device.memory * 1e9),
         "exchanges": _link_seconds(sum(most.values()), degree, device),
+        "weights": _link_seconds(communication.gathered_bytes(workload), workload.parallel.parameter_shard, device),
     }
 
 
@@ -71,16 +72,46 @@ def _link_seconds(num_bytes: float, ranks: int, device: Device) -> float:
     return num_bytes / (rate * device.link_share * 1e9)
 
 
-def growth(workload: Workload, device: Device) -> list[tuple[int, int, float, str]]:
-    """[(devices, videos in work at once, seconds of a step, its slowest part)]: more devices work on more videos."""
+@dataclass(frozen=True)
+class Growth:
+    """A step on `devices`: `videos` at once, each on skiparse x ulysses of them, weights over `shard`. Seconds of a
+    forward and of the step, the step's slowest part, and what of it is sent between hosts.
+    """
+
+    devices: int
+    videos: int
+    skiparse: int
+    ulysses: int
+    shard: int
+    forward: float
+    step: float
+    slowest: str
+    between_hosts: tuple[str, ...]
+
+
+def growth(workload: Workload, device: Device) -> list[Growth]:
+    """More devices work on more videos: as the workload is laid out, with each video on one device, and, where weights
+    are spread, with them over all devices. Memory is not looked at."""
     rows = []
+    parallel = workload.parallel
     for devices in (workload.devices, *(world for world in WORLDS if world > workload.devices)):
-        if devices % workload.degree:
-            continue
-        grown = replace(workload, parallel=replace(workload.parallel, data_parallel=devices // workload.degree))
-        parts = step_seconds(grown, device)
-        rows.append((devices, devices // workload.degree, sum(parts.values()), _slowest(parts)))
+        own = (parallel.skiparse_parallel, parallel.ulysses_parallel, parallel.parameter_shard)
+        others = {(1, 1, own[2])} | ({(*own[:2], devices)} if own[2] > 1 else set())
+        rows += [_grown(workload, device, devices, *degrees) for degrees in (own, *sorted(others - {own}))
+                 if devices % (degrees[0] * degrees[1]) == 0 and devices % degrees[2] == 0]
     return rows
+
+
+def _grown(workload: Workload, device: Device, devices: int, skiparse: int, ulysses: int, shard: int) -> Growth:
+    degree = skiparse * ulysses
+    grown = replace(workload, parallel=replace(
+        workload.parallel, data_parallel=devices // degree, skiparse_parallel=skiparse, ulysses_parallel=ulysses,
+        parameter_shard=shard))
+    parts = step_seconds(grown, device)
+    ranks = {"exchanges": degree, "weights": shard, "gradients": devices}
+    between = tuple(part for part, count in ranks.items() if count > device.in_host and parts[part])
+    return Growth(devices, devices // degree, skiparse, ulysses, shard, sum(forward_seconds(grown, device).values()),
+                  sum(parts.values()), _slowest(parts), between)
 
 
 def _slowest(parts: dict[str, float]) -> str:
@@ -91,11 +122,16 @@ def describe_seconds(workload: Workload, name: str, device: Device) -> str:
     """The figures as text."""
     forward, step = forward_seconds(workload, device), step_seconds(workload, device)
     unit = "all sampling steps" if workload.trained is None else "a step"
-    lines = [f"on paper, {name} ({device.source}):",
+    lines = [f"on paper, {name} ({device.source}; estimated: {', '.join(device.estimated) or 'nothing'}):",
              f"  a forward of one sample on {workload.degree} devices: {_parts(forward)}",
              f"  {unit} on {workload.devices} devices: {_parts(step)}"]
-    for devices, videos, seconds, slowest in growth(workload, device)[1:]:
-        lines.append(f"  {devices:,} devices, {videos:,} videos at once: {seconds:.1f} s, most of it {slowest}")
+    lines.append("  devices  videos  SSP x Ulysses  weights over  forward s    step s  a video s  most of it  "
+                 "between hosts")
+    for row in growth(workload, device):
+        layout = f"{row.skiparse} x {row.ulysses}"
+        lines.append(f"  {row.devices:7,}  {row.videos:6,}  {layout:>13}  {row.shard:12,}  {row.forward:9.2f}  "
+                     f"{row.step:8.1f}  {row.step / row.videos:9.3f}  {row.slowest:10}  "
+                     f"{', '.join(row.between_hosts) or '-'}")
     return "\n".join(lines)
 
 

@@ -21,6 +21,8 @@ RUN = {
         "python -m ospnext_ms plan --config yaml_configs/train/14b.yaml",
         "python -m ospnext_ms plan --config yaml_configs/train/14b.yaml --devices 64 --video 480 832 49",
         "python -m ospnext_ms plan --config yaml_configs/generate/14b.yaml --json",
+        "python -m ospnext_ms plan --config yaml_configs/train/14b.yaml --device 910B",
+        "python -m tools.experiments.seconds_on_paper",
     ],
     "convert": [
         "python tools/convert_checkpoint.py dit --source Wan2.1-T2V-1.3B --target checkpoints/dit",
