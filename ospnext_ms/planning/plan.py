@@ -5,7 +5,7 @@ from dataclasses import replace
 from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.models.flops import forward_flops
 from ospnext_ms.models.parameters import Shapes
-from ospnext_ms.planning import communication, memory, shapes
+from ospnext_ms.planning import communication, host, memory, shapes
 from ospnext_ms.planning.workload import Workload
 
 GB = 10**9
@@ -34,6 +34,8 @@ def make_plan(workload: Workload) -> dict:
                    for name, value in estimates.items()},
         "total": chosen.total,
         "outside": outside,
+        "host": {"process": host.loading(workload), **dict(zip(("processes", "together"), host.of_host(workload),
+                                                               strict=True))},
         "fits": {gb: chosen.total + sum(outside.values()) <= gb * GB for gb in DEVICES_GB},
         "flops": _flops(workload),
         "speed_up": _speed_up(dit, grid),
@@ -115,6 +117,9 @@ def _memory(plan: dict) -> list[str]:
         verdict = "fits" if fits else "does not fit"
         lines.append(f"{gb} GB a device: {verdict} ({state}; {_gb(plan['total'])} and "
                      f"{_gb(sum(plan['outside'].values()))} beside)")
+    loading = ", ".join(f"{_gb(value)} {name}" for name, value in plan["host"]["process"].items())
+    lines.append(f"memory of the host while weights are loaded, a process: {loading}; the {plan['host']['processes']} "
+                 f"of a host together: {_gb(plan['host']['together'])}")
     return lines
 
 

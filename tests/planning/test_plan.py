@@ -35,6 +35,20 @@ def test_training_14b_at_720p_on_eight_devices(capsys):
     assert plan["flops"]["seconds_at_peak"] == pytest.approx(plan["flops"]["device"] / 350e12)
 
 
+def test_host_memory_of_loading(capsys):
+    """Processes that share the weights hold 1/8 of them each; the text encoder is whole in each."""
+    degrees = "skiparse_parallel: 4, ulysses_parallel: 2"
+    sharded, whole = (figures(capsys, GENERATE_14B, "--devices", "8", "--set",
+                              f"parallel_config={{{degrees}, parameter_shard: {shard}}}")["host"] for shard in (8, 1))
+    assert sharded["processes"] == whole["processes"] == 8
+    less = whole["process"]["transformer"] - sharded["process"]["transformer"]
+    assert less == pytest.approx(7 / 8 * 28.6e9, rel=0.01)
+    assert 11.3e9 < sharded["process"]["text encoder"] == whole["process"]["text encoder"] < 20e9
+    assert sharded["together"] == 8 * sharded["process"]["text encoder"]
+    assert whole["together"] == 8 * whole["process"]["transformer"]
+    assert figures(capsys, TRAIN_14B, "--devices", "64")["host"]["processes"] == 8
+
+
 def test_training_14b_does_not_fit_one_device(capsys):
     plan = figures(capsys, TRAIN_14B, *ONE_DEVICE)
     assert plan["devices"] == 1
