@@ -5,8 +5,9 @@ Each process makes room for its own part alone and reads one tensor after the ot
 """
 
 import math
+from collections.abc import Iterable
 
-from ospnext_ms.models.parameters import umt5_shapes
+from ospnext_ms.models.parameters import Shape, umt5_shapes
 from ospnext_ms.planning import memory, shapes
 from ospnext_ms.planning.workload import Workload
 
@@ -35,5 +36,5 @@ def of_host(workload: Workload) -> tuple[int, int]:
     return processes, processes * max(loading(workload).values())
 
 
-def _read(tensors) -> int:
+def _read(tensors: Iterable[Shape]) -> int:
     return COPIES * 4 * max(map(math.prod, tensors))
