@@ -35,9 +35,9 @@ def read_torch_file(path: Path) -> tuple[dict, list]:
         ImportError: PyTorch is not installed, or too old to be safe.
         ValueError: not a file that torch.save wrote since version 1.6, or without tensors by name.
     """
+    refuse_pointer(path)
     torch = _import_torch(path)
     if not zipfile.is_zipfile(path):
-        refuse_pointer(path)
         raise ValueError(f"{path} is not a zip archive as torch.save writes it: damaged, truncated, or from a PyTorch "
                          "older than 1.6 (load and save it again with a newer one)")
     try:
