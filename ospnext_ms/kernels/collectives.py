@@ -140,8 +140,9 @@ class ReduceScatterSum(_Collective):
         x = ops.stop_gradient(x)
         if self.native:
             return self.reduce_scatter(x)
+        # A plain slice: `narrow`, called from a gradient that is recomputed, does not compile (MindSpore 2.9).
         rows = x.shape[0] // self.size
-        return narrow(self.all_reduce(x), 0, self.index * rows, rows)
+        return self.all_reduce(x)[self.index * rows : (self.index + 1) * rows]
 
 
 class AllMax(nn.Cell):
