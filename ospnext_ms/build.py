@@ -29,6 +29,8 @@ from ospnext_ms.storage.open_weights import open_headers, open_weights
 from ospnext_ms.storage.peft_format import read_adapter, read_stored_adapter
 from ospnext_ms.storage.weights import load_weights, mismatch_report, round_to, set_tensors
 
+SWITCH_DTYPES = {None: None, "fp16": ms.float16, "bf16": ms.bfloat16}
+
 
 @dataclass(frozen=True)
 class BuiltDiT:
@@ -115,14 +117,10 @@ def assemble_dit(config, runtime, mesh=None, tensors: Mapping | None = None, ori
     return BuiltDiT(net, sharded, adapters)
 
 
-SWITCH_DTYPES = {None: None, "fp16": ms.float16, "bf16": ms.bfloat16}
-
-
 def _network(config, runtime, mesh, param_dtype, residual_dtype, switch_dtype):
     sequence = None
     if mesh.video_group.size > 1:
-        sequence = ParallelSequence(config.sparse_ratio, config.num_heads, mesh,
-                                    SWITCH_DTYPES[switch_dtype])
+        sequence = ParallelSequence(config.sparse_ratio, config.num_heads, mesh, SWITCH_DTYPES[switch_dtype])
     return OSPNextDiT(config, runtime.dtype, param_dtype=param_dtype, sequence=sequence,
                       residual_dtype=DTYPES[residual_dtype],
                       **quantized_parts(config, runtime.dtype, param_dtype, mesh.video_group, runtime.compiled))

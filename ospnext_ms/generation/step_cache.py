@@ -63,40 +63,50 @@ def reused_steps_of(config):
     return reused_steps(there.ratios, cache.threshold, cache.max_reused, cache.first_share)
 
 
-class CachedVelocity:
+class _VelocityOfBatch:
     """The velocity of one batch from its first step to its last; calls come step by step, branch by branch.
 
     Args:
-        computed, reused: callables of models.dit_steps's Cells. reused_steps: see reused_steps_of. branches: calls a
-            step, 2 with guidance.
+        branches: calls a step, 2 with guidance.
     """
 
-    def __init__(self, computed, reused, reused_steps, branches):
-        self._computed, self._reused = computed, reused
-        self._reused_steps, self._branches = reused_steps, branches
-        self._calls = 0
-        self._residuals = {}
+    def __init__(self, branches):
+        self._branches, self._calls = branches, 0
 
     def __call__(self, x, t_B, text):
         step, branch = divmod(self._calls, self._branches)
         self._calls += 1
+        return self._of(step, branch, x, t_B, text)
+
+
+class CachedVelocity(_VelocityOfBatch):
+    """Velocities, of some steps with the residual of an earlier one.
+
+    Args:
+        computed, reused: callables of models.dit_steps's Cells. reused_steps: see reused_steps_of.
+    """
+
+    def __init__(self, computed, reused, reused_steps, branches):
+        super().__init__(branches)
+        self._computed, self._reused, self._reused_steps = computed, reused, reused_steps
+        self._residuals = {}
+
+    def _of(self, step, branch, x, t_B, text):
         if self._reused_steps[step]:
             return self._reused(x, t_B, text, self._residuals[branch])
         velocity, self._residuals[branch] = self._computed(x, t_B, text)
         return velocity
 
 
-class MeasuredVelocity:
-    """As CachedVelocity, but every step is computed; `ratios` [steps][branch] is added to."""
+class MeasuredVelocity(_VelocityOfBatch):
+    """Velocities, all computed; to `ratios`, lists, one a step, those of the residuals' magnitudes are added."""
 
     def __init__(self, computed, branches, ratios):
-        self._computed, self._branches, self._ratios = computed, branches, ratios
-        self._calls = 0
+        super().__init__(branches)
+        self._computed, self._ratios = computed, ratios
         self._norms = {}
 
-    def __call__(self, x, t_B, text):
-        step, branch = divmod(self._calls, self._branches)
-        self._calls += 1
+    def _of(self, step, branch, x, t_B, text):
         velocity, residual = self._computed(x, t_B, text)
         norms = residual.astype("float32").square().sum(-1).sqrt().asnumpy()
         if step:

@@ -1,5 +1,6 @@
 """One run in a folder at a time, or several that share it in parts."""
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -63,11 +64,10 @@ class RunLock:
 
     def release(self) -> None:
         """Lets others into the folder, and removes the lock's file where nobody else has a part."""
-        try:
+        # Somebody else has a part, or nothing can be removed here: a file without a lock on it is in nobody's way.
+        with contextlib.suppress(OSError):
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._path.unlink(missing_ok=True)
-        except OSError:
-            pass
         self._file.close()
 
     def __enter__(self) -> "RunLock":

@@ -120,16 +120,22 @@ def test_interrupted_and_resumed_equals_undisturbed(undisturbed, sources, tmp_pa
         np.testing.assert_array_equal(found[key], array, err_msg=str(key))
 
 
+def start_training(sources, folder, mode, setting, said):
+    """A training job that has said `said` in a line."""
+    config = prepare(sources, "train", folder, 1)
+    command = [sys.executable, "-m", "ospnext_ms", "train", "--config", str(config), "--set", f"context.mode={mode}",
+               "--set", setting]
+    job = subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE)
+    while said not in job.stdout.readline():
+        assert job.poll() is None
+    return job
+
+
 @pytest.mark.parametrize("mode", ["graph", "pynative"])
 def test_ctrl_c_says_a_word(sources, tmp_path, mode):
     """In graph mode MindSpore turns it into a SIGTERM of its own."""
-    config = prepare(sources, "train", tmp_path / "run", 1)
-    command = [sys.executable, "-m", "ospnext_ms", "train", "--config", str(config), "--set", f"context.mode={mode}",
-               "--set", "runner_config.steps=100000"]
-    job = subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE,
-                           stderr=subprocess.PIPE)
-    while not job.stdout.readline().startswith("step 5/"):
-        assert job.poll() is None
+    job = start_training(sources, tmp_path / "run", mode, "runner_config.steps=100000", "step 5/")
     os.kill(job.pid, 2)
     out, err = job.communicate(timeout=120)
     assert job.returncode == 130
@@ -139,14 +145,9 @@ def test_ctrl_c_says_a_word(sources, tmp_path, mode):
 
 @pytest.mark.parametrize("mode", ["graph", "pynative"])
 def test_a_second_ctrl_c_does_not_wait_for_the_step(sources, tmp_path, mode):
-    config = prepare(sources, "train", tmp_path / "run", 1)
     # A step of half a minute or more.
-    command = [sys.executable, "-m", "ospnext_ms", "train", "--config", str(config), "--set", f"context.mode={mode}",
-               "--set", "runner_config.gradient_accumulation_steps=8000"]
-    job = subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE,
-                           stderr=subprocess.PIPE)
-    while "a checkpoint takes" not in job.stdout.readline():
-        assert job.poll() is None
+    job = start_training(sources, tmp_path / "run", mode, "runner_config.gradient_accumulation_steps=8000",
+                         "a checkpoint takes")
     time.sleep(10)
     os.kill(job.pid, signal.SIGINT)
     while "SIGINT: the step is finished and saved" not in job.stderr.readline():
