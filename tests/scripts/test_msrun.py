@@ -1,6 +1,7 @@
 """scripts/msrun.sh with a stand-in for msrun: whose paths, which port, and what becomes of signals."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -46,9 +47,7 @@ def start(tmp_path):
     (bin_folder / "msrun").chmod(0o755)
 
     def start(folder, config, command="train", **environment):
-        with socket.create_server(("", 0)) as free:
-            port = free.getsockname()[1]
-        values = os.environ | {"OSPNEXT_VENV": str(tmp_path / "venv"), "MASTER_PORT": str(port)} | environment
+        values = os.environ | {"OSPNEXT_VENV": str(tmp_path / "venv")} | environment
         return subprocess.Popen(["bash", str(ROOT / "scripts" / "msrun.sh"), command, config, "1", "2"], cwd=folder,
                                 env=values, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -70,10 +69,15 @@ def test_paths_are_those_of_the_callers_folder(start, tmp_path):
     assert job.returncode == 2
 
 
-def test_a_port_that_is_taken_is_told_at_once(start, tmp_path):
+@pytest.mark.parametrize("is_left", [False, True], ids=["in use", "just left"])
+def test_a_port_that_is_taken_is_told_at_once(start, tmp_path, is_left):
     (tmp_path / "run.yaml").write_text("a: 1")
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
+        if is_left:
+            with socket.create_connection(("127.0.0.1", port)):
+                taken.accept()[0].close()
+            taken.close()
         began = time.monotonic()
         job = start(tmp_path, "run.yaml", MASTER_PORT=str(port))
         out, err = job.communicate(timeout=60)
@@ -81,6 +85,14 @@ def test_a_port_that_is_taken_is_told_at_once(start, tmp_path):
     assert job.returncode == 2
     assert out == ""
     assert err.startswith(f"error: MASTER_PORT {port} cannot be used (OSError: [Errno 98] Address already in use")
+
+
+def test_runs_on_one_host_get_ports_of_their_own(start, tmp_path):
+    (tmp_path / "run.yaml").write_text("a: 1")
+    said = [start(tmp_path, "run.yaml").communicate(timeout=60)[0] for _ in range(3)]
+    ports = {re.search(r"--master_port=(\d+)", out)[1] for out in said}
+    assert len(ports) == 3
+    assert all(int(port) > 1023 for port in ports)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
