@@ -4,6 +4,8 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from functools import cache
+from pathlib import Path
 
 import av
 import numpy as np
@@ -17,6 +19,8 @@ from ospnext_ms.storage.files import atomic_path
 GRID_CELL_WIDTH = 320
 # H.264 numbers BT.709 as 1, in primaries and transfer curve alike (ITU-T H.264, tables E-3 and E-4).
 _BT709 = 1
+# What every processor with AVX-512 has, in x264's names.
+_UP_TO_AVX2 = "SSE2Fast,LZCNT,SSE3,SSSE3,SSE4.1,SSE4.2,AVX,FMA3,BMI1,BMI2,AVX2"
 
 
 def write_mp4(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float, crf: int) -> int:
@@ -35,7 +39,7 @@ def write_mp4(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float,
         raise ValueError(f"crf is {crf}; it must be from 1 (nearly lossless) to 51 (worst)")
     with atomic_path(path) as temporary, av.open(str(temporary), "w", options={"movflags": "+faststart"}) as container:
         rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)} | _instructions())
         # Each thread would encode a slice of its own: another number of cores, other bytes and other pictures.
         stream.codec_context.thread_count = 1
         count = 0
@@ -56,6 +60,18 @@ def write_mp4(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float,
             raise ValueError(f"no frames to write to {path}")
         container.mux(stream.encode(None))
     return count
+
+
+@cache
+def _instructions() -> dict[str, str]:
+    """Options that keep x264 from AVX-512, where the processor has it: there its choice of quantisers reads memory that
+    nobody wrote (core 165), so the same frames became different bytes from time to time. What is left is as fast.
+    """
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    return {"x264-params": f"asm={_UP_TO_AVX2}"} if "avx512" in flags else {}
 
 
 def _open_stream(stream: VideoStream, shape: tuple[int, ...]) -> None:
