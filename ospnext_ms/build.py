@@ -24,11 +24,14 @@ from ospnext_ms.parallel.ssp import ParallelSequence
 from ospnext_ms.quant.network import freeze_linears, quantized_parts
 from ospnext_ms.runtime import DTYPES
 from ospnext_ms.storage.adapters import combine, with_differences
+from ospnext_ms.storage.files import conversion
 from ospnext_ms.storage.hif8_weights import as_held
 from ospnext_ms.storage.open_weights import open_headers, open_weights
 from ospnext_ms.storage.peft_format import read_adapter, read_stored_adapter
 from ospnext_ms.storage.weights import load_weights, mismatch_report, round_to, set_tensors
 
+# What the converter calls the networks of a ModelSection.
+CONVERTED_AS = {"dit": "dit", "vae": "vae", "text_encoder": "umt5"}
 SWITCH_DTYPES = {None: None, "fp16": ms.float16, "bf16": ms.bfloat16}
 
 
@@ -161,6 +164,15 @@ def check_checkpoints(model):
         with no_init_parameters():
             expected = {key: parameter.shape for key, parameter in network(section).parameters_and_names()}
         stored = {key: tensor.shape for key, tensor in open_headers(section.checkpoint).items()}
+        if inner := _inner_name(expected, stored):
+            raise ValueError(f"model.{name}: {section.checkpoint} holds the network's weights as a part of something, "
+                             f"{inner[1]} for {inner[0]}; {conversion(section.checkpoint, CONVERTED_AS[name])}")
         if report := mismatch_report(expected, stored):
             raise ValueError(f"model.{name}: {section.checkpoint} does not fit the configured shape:\n"
                              + "\n".join(report))
+
+
+def _inner_name(expected, stored):
+    """(name, longer name under which it is stored), where all names of a network are stored with something before."""
+    longer = {name[i + 1 :]: name for name in stored for i, letter in enumerate(name) if letter == "."}
+    return None if expected.keys() - longer.keys() else next((name, longer[name]) for name in expected)

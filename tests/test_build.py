@@ -21,7 +21,7 @@ from ospnext_ms.runtime import Runtime
 from ospnext_ms.storage.open_weights import open_weights
 from ospnext_ms.storage.peft_format import write_adapter
 from ospnext_ms.storage.safetensors_io import write_file
-from ospnext_ms.storage.weights import load_weights
+from ospnext_ms.storage.weights import load_weights, save_weights
 from tests.support import generate_runs as runs
 from tests.support.compare import relative_error
 from tests.support.dit_twins import random_inputs
@@ -204,3 +204,13 @@ def test_checkpoints_are_compared_with_what_is_configured(model):
     deeper = replace(model, text_encoder=replace(model.text_encoder, num_layers=2))
     with pytest.raises(ValueError, match=r"model\.text_encoder: .* does not fit the configured shape:\nmissing"):
         check_checkpoints(deeper)
+
+
+@pytest.mark.parametrize("before", ["model.diffusion_model.", "module."])
+def test_weights_that_are_a_part_of_something_are_to_be_converted(model, tmp_path, before):
+    stored = {before + name: tensor.numpy() for name, tensor in open_weights(model.dit.checkpoint).items()}
+    save_weights(stored | {"vae.conv1.weight": np.zeros(1, np.float32)}, tmp_path / "all.safetensors")
+    elsewhere = replace(model, dit=replace(model.dit, checkpoint=str(tmp_path / "all.safetensors")))
+    with pytest.raises(ValueError, match=f"a part of something, {before}.*convert_checkpoint.py dit") as caught:
+        check_checkpoints(elsewhere)
+    assert "\n" not in str(caught.value)

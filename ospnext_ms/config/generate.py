@@ -30,7 +30,7 @@ class GenerateParallelSection(ParallelSection):
 class StepCacheSection:
     """Steps that reuse what the blocks added in an earlier one; the last three see diffusion.step_reuse.reused_steps.
 
-    `calibration` is the file that `calibrate-cache` writes, for this network and schedule.
+    `calibration` is the file that `calibrate-cache` writes, for this network, its adapters and this schedule.
     """
 
     calibration: str

@@ -71,8 +71,12 @@ def contents_of(config):
     if config.sampling.cache is not None:
         hashes["sampling.cache.calibration"] = fingerprint.of_whole_file(config.sampling.cache.calibration)
     contents = {f"contents of {key}": value and value[:16] for key, value in hashes.items()}
-    adapters = [f"{_of_folder(folder)[:16]} x {strength:g}" for folder, strength in config.used_adapters]
-    return contents | {"contents of adapters": ", ".join(adapters) or None}
+    return contents | {"contents of adapters": adapters_of(config)}
+
+
+def adapters_of(config):
+    """Short hashes of a GenerateConfig's adapters, each with its strength; None without adapters."""
+    return ", ".join(f"{_of_folder(folder)[:16]} x {strength:g}" for folder, strength in config.used_adapters) or None
 
 
 def _of_folder(folder):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ospnext_ms.config.reader import read_section
 from ospnext_ms.diffusion.step_reuse import reused_steps
+from ospnext_ms.generation.identity import adapters_of
 from ospnext_ms.storage import fingerprint, strict_json
 from ospnext_ms.storage.files import atomic_path
 
@@ -13,21 +14,25 @@ from ospnext_ms.storage.files import atomic_path
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """Magnitudes measured with one network and one schedule: |residual of step i| / |residual of step i - 1|, the mean
-    over tokens, branches of guidance and videos; 1 for step 0. `transformer` is a hash of its checkpoint."""
+    over tokens, branches of guidance and videos; 1 for step 0. `transformer` is a hash of its checkpoint and settings,
+    `adapters` those of each adapter with its strength (identity.adapters_of), None without."""
 
     sampler: str
     steps: int
     shift: float
     guidance: float
     transformer: str
+    adapters: str | None
     ratios: tuple[float, ...]
 
 
 def calibration_of(config, ratios):
     """The Calibration of a GenerateConfig with the ratios measured."""
-    sampling = config.sampling
+    sampling, dit = config.sampling, asdict(config.model.dit)
+    transformer = [fingerprint.of_checkpoint(dit.pop("checkpoint")), dit]
     return Calibration(sampler=sampling.sampler, steps=sampling.steps, shift=sampling.shift, guidance=sampling.guidance,
-                       transformer=fingerprint.of_checkpoint(config.model.dit.checkpoint)[:16], ratios=tuple(ratios))
+                       transformer=fingerprint.of_values(transformer)[:16], adapters=adapters_of(config),
+                       ratios=tuple(ratios))
 
 
 def write_calibration(path, calibration):
@@ -52,7 +57,8 @@ def reused_steps_of(config):
     try:
         there = read_section(Calibration, strict_json.parse(path.read_text(encoding="utf-8")))
     except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"sampling.cache.calibration: {path} is not what calibrate-cache writes: {error}") from error
+        raise ValueError(f"sampling.cache.calibration: {path} is not what calibrate-cache writes: {error}; "
+                         "run it again") from error
     wanted = asdict(calibration_of(config, there.ratios))
     differing = [f"{key} {value!r} (this run's is {wanted[key]!r})" for key, value in asdict(there).items()
                  if value != wanted[key]]

@@ -21,7 +21,7 @@ def loading(workload: Workload) -> dict[str, int]:
     """{network: bytes of a process at its highest}; the text encoder is let go before the transformer is loaded."""
     estimate = memory.estimate(workload)
     held = {**estimate.phases.get("denoising", {}), **estimate.lasting}
-    networks = {"transformer": held["weights"] + held.get("VAE", 0)
+    networks = {"transformer": held["weights"] + held.get("VAE", 0) + held.get("adapters", 0)
                 + _read(shapes.dit_parameters(workload.dit).values())}
     if (config := workload.text_encoder) is not None:
         table = umt5_shapes(vocab_size=config.vocab_size, dim=config.dim, ffn_dim=config.ffn_dim,

@@ -69,14 +69,16 @@ def _generation(workload: Workload) -> Memory:
     """
     parameters = shapes.dit_parameters(workload.dit)
     transformer = _weights(workload, parameters)
+    # Every process has them whole.
+    adapters = {"adapters": workload.compute * workload.adapter_values} if workload.adapter_values else {}
     vae = {"VAE": 4 * _VAE_WEIGHTS * workload.vae.dim**2} if workload.vae else {}
-    phases = {"denoising": {"weights": transformer, **vae, "one block's work": _forward_work(workload),
+    phases = {"denoising": {"weights": transformer, **adapters, **vae, "one block's work": _forward_work(workload),
                             "latents and patches": _ends(workload),
                             **_weight_copies(workload, parameters, recompute=True)}}
     if workload.text_encoder is not None:
         phases["text"] = _text(workload.text_encoder, workload)
     if workload.vae is not None:
-        phases["decoding"] = {"transformer": transformer, **vae, **_vae_work(workload.vae, workload)}
+        phases["decoding"] = {"transformer": transformer, **adapters, **vae, **_vae_work(workload.vae, workload)}
     return Memory({}, phases)
 
 

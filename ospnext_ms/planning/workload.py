@@ -16,6 +16,7 @@ from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
 from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.models.sizes import latent_size, video_size
 from ospnext_ms.parallel.degrees import check_generation, check_parallel
+from ospnext_ms.storage import peft_format
 
 RUN_MODES = {"generate": GenerateConfig, "train": TrainConfig, "finetune": TrainConfig, "post_train": PostTrainConfig}
 # 720P, 5 seconds: what OSP-Next is made for (arXiv 2605.28691).
@@ -37,6 +38,7 @@ class Workload:
         flash: attention keeps no scores (on Ascend). trained: "all", "lora" or None.
         parallel: ParallelSection, data_parallel being a number. ema, recompute: whether there is one.
         peak_tflops: of a device, or None. groups_per_video: 2 where each branch of guidance has devices of its own.
+        adapter_values: numbers in the adapters that are used beside the weights, not trained.
     """
 
     run_mode: str
@@ -58,6 +60,7 @@ class Workload:
     recompute: bool
     peak_tflops: float | None
     groups_per_video: int = 1
+    adapter_values: int = 0
     vae: VAEConfig | None = None
     vae_tile: int | None = None
 
@@ -197,13 +200,26 @@ def _generation(config: GenerateConfig, parallel: ParallelSection, video: tuple[
     dtype, flash, notes = _dtypes(config)
     size = (config.video.height, config.video.width, config.video.frames)
     groups = _groups_per_video(config.parallel_config)
+    adapter_values, adapter_notes = _adapter_values(config)
     return Workload(
         run_mode=config.run_mode, dit=config.model.dit, text_encoder=config.model.text_encoder, vae=config.model.vae,
         vae_tile=config.model.vae.tile_size, video=video or size,
-        notes=notes + _quant_notes(config.model.dit), batch=config.sampling.batch_size, batches=config.sampling.steps,
+        notes=notes + _quant_notes(config.model.dit) + adapter_notes, batch=config.sampling.batch_size,
+        batches=config.sampling.steps,
         forwards=(1 if config.sampling.guidance == 1 else 2) // groups, compute=BYTES[dtype], residual=BYTES["fp32"],
         stored=BYTES[dtype], flash=flash, trained=None, lora=None, parallel=parallel, ema=False, recompute=False,
-        peak_tflops=None, groups_per_video=groups)
+        peak_tflops=None, groups_per_video=groups, adapter_values=adapter_values)
+
+
+def _adapter_values(config: GenerateConfig) -> tuple[int, tuple[str, ...]]:
+    """(numbers in the adapters, notes), of those adapters that are there: only their files say how large they are."""
+    values, notes = 0, ()
+    for folder, _ in config.used_adapters:
+        try:
+            values += peft_format.values_beside(folder)
+        except FileNotFoundError:
+            notes += (f"the adapter {folder} is not there and not counted",)
+    return values, notes
 
 
 def _post_training(config: PostTrainConfig, parallel: ParallelSection, video: tuple[int, int, int] | None) -> Workload:

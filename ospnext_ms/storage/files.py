@@ -59,6 +59,13 @@ def refuse_pointer(path: str | os.PathLike):
                          f"for: run `git lfs pull` in its repository, or download the file itself")
 
 
+def conversion(path: str | os.PathLike, network: str = "dit|vae|umt5") -> str:
+    """What to do with weights in another project's form; `network` is what the converter calls it."""
+    path = Path(path)
+    target = path.with_name(f"{path.stem if path.is_file() else path.name}_converted")
+    return f"convert it: python tools/convert_checkpoint.py {network} --source {path} --target {target}"
+
+
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """Yields a new empty folder beside `path`, which becomes `path` when the block succeeds.

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ospnext_ms.storage.files import conversion
 from ospnext_ms.storage.hif8_weights import join_codes
 from ospnext_ms.storage.safetensors_io import (
     INDEX_SUFFIX,
@@ -19,10 +20,17 @@ from ospnext_ms.storage.safetensors_io import (
 )
 from ospnext_ms.storage.training_checkpoint import JoinedTensor, is_group, problems_of, read_group
 
+# safetensors' names of the kinds of float8.
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
+
 
 def open_headers(path: str | os.PathLike) -> Mapping[str, TensorValues]:
     """As open_weights, of which only dtypes and shapes are wanted: nothing is compared with a SHA-256."""
-    return join_codes(path, read_headers(path))
+    headers = read_headers(path)
+    if float8 := [name for name, tensor in headers.items() if tensor.dtype in FLOAT8]:
+        raise ValueError(f"{path} holds {len(float8)} weights in float8 ({float8[0]}), which networks here do not "
+                         f"compute with; {conversion(path)}")
+    return join_codes(path, headers)
 
 
 def open_weights(path: str | os.PathLike) -> Mapping[str, TensorValues]:
@@ -30,8 +38,8 @@ def open_weights(path: str | os.PathLike) -> Mapping[str, TensorValues]:
 
     Raises:
         FileNotFoundError: see read_headers.
-        ValueError: see there; a group of a training checkpoint whose files are not those that were written; codes and
-            scales that do not go together (listed).
+        ValueError: see there; weights in float8; a group of a training checkpoint whose files are not those that were
+            written; codes and scales that do not go together (listed).
     """
     refuse_damaged(path)
     return open_headers(path)

@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.storage.adapters import Pair, StoredAdapter
-from ospnext_ms.storage.files import atomic_folder, refuse_pointer
+from ospnext_ms.storage.files import atomic_folder, conversion, refuse_pointer
 from ospnext_ms.storage.safetensors_io import ArrayTensor, StoredTensor, read_header, write_file
 
 CONFIG_FILE, WEIGHTS_FILE, DIFFERENCES_FILE = "adapter_config.json", "adapter_model.safetensors", \
@@ -30,6 +31,7 @@ _PARTS = {("A", "weight"): "A", ("B", "weight"): "B", ("B", "bias"): "bias"}
 # What PEFT can do to an adapter that is not done here, by the key that asks for it and the value that does not.
 _UNSUPPORTED = {"bias": "none", "use_dora": False, "fan_in_fan_out": False, "modules_to_save": None,
                 "trainable_token_indices": None, "megatron_config": None}
+_conversion = partial(conversion, network="lora")
 _PLAIN = {**_UNSUPPORTED, "use_rslora": False, "lora_bias": False, "layers_to_transform": None}
 
 
@@ -111,7 +113,19 @@ def read_stored_adapter(folder: str | os.PathLike) -> StoredAdapter:
 
 def check_adapter(folder: str | os.PathLike) -> None:
     """Raises what `read_stored_adapter` would for names, shapes and configuration; reads no weights."""
-    _adapter_of(folder, lambda tensor: np.broadcast_to(np.float32(0), tensor.shape))
+    _without_weights(folder)
+
+
+def values_beside(folder: str | os.PathLike) -> int:
+    """How many numbers the pairs beside linears hold, that is without those which are added to weights; raises as
+    `check_adapter`."""
+    pairs = _without_weights(folder).pairs.values()
+    return sum(a.size + b.size for a, b in pairs if a.ndim == b.ndim == 2)
+
+
+def _without_weights(folder: str | os.PathLike) -> StoredAdapter:
+    """A folder's StoredAdapter, all its numbers 0 and without memory."""
+    return _adapter_of(folder, lambda tensor: np.broadcast_to(np.float32(0), tensor.shape))
 
 
 def _layers(folder: Path) -> dict[str, dict[str, StoredTensor]]:
@@ -121,7 +135,7 @@ def _layers(folder: Path) -> dict[str, dict[str, StoredTensor]]:
         match = _NAME.fullmatch(name)
         if not match or (match[2], match[3]) not in _PARTS:
             raise ValueError(f"{folder / WEIGHTS_FILE} holds {name}; names must be {PREFIX}LAYER.lora_A.weight or "
-                             f".lora_B.weight; {conversion(folder)}")
+                             f".lora_B.weight; {_conversion(folder)}")
         layers.setdefault(match[1], {})[_PARTS[match[2], match[3]]] = tensor
     return layers
 
@@ -149,11 +163,11 @@ def read_config(at: str | os.PathLike) -> Mapping[str, Any]:
     """The checked content of the adapter_config.json in a folder; raises as `read_stored_adapter`."""
     folder = Path(at)
     if folder.is_file():
-        raise ValueError(f"{folder} is a file, an adapter here a folder in PEFT's form; {conversion(folder)}")
+        raise ValueError(f"{folder} is a file, an adapter here a folder in PEFT's form; {_conversion(folder)}")
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             others = [path.name for path in sorted(folder.glob("*")) if path.suffix in (".safetensors", ".bin", ".pt")]
-            hint = f"; {conversion(folder)}" if others else f" (current folder {Path.cwd()})"
+            hint = f"; {_conversion(folder)}" if others else f" (current folder {Path.cwd()})"
             raise FileNotFoundError(f"no adapter in {folder}: {name} is missing{hint}")
     path = folder / CONFIG_FILE
     try:
@@ -162,12 +176,6 @@ def read_config(at: str | os.PathLike) -> Mapping[str, Any]:
         refuse_pointer(path)
         raise ValueError(f"{path} is no adapter's configuration: {error!r}") from error
     return checked_config(content, path)
-
-
-def conversion(path: Path) -> str:
-    """How an adapter in another form becomes one of this."""
-    stem = path.with_suffix("") if path.is_file() else path
-    return f"convert it: python tools/convert_checkpoint.py lora --source {path} --target {stem}_converted"
 
 
 def checked_config(content: Any, origin: str | os.PathLike) -> Mapping[str, Any]:

@@ -19,11 +19,12 @@ from typing import Protocol
 
 import numpy as np
 
-from ospnext_ms.storage.files import atomic_folder, atomic_path, refuse_pointer
+from ospnext_ms.storage.files import atomic_folder, atomic_path, conversion, refuse_pointer
 
 CHUNK_BYTES = 64 << 20
 MAX_SHARD_BYTES = 5_000_000_000
 INDEX_SUFFIX = ".index.json"
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
@@ -143,7 +144,8 @@ def read_header(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], dict[
         length = int.from_bytes(file.read(8), "little")
         if size < 9 or not 2 <= length <= _MAX_HEADER_BYTES or file.read(1) != b"{":
             refuse_pointer(path)
-            raise ValueError(f"{path} is not a safetensors file ({size} bytes, no header found)")
+            hint = f"; {conversion(path)}" if path.suffix in TORCH_SUFFIXES else ""
+            raise ValueError(f"{path} is not a safetensors file ({size} bytes, no header found){hint}")
         if size < 8 + length:
             raise ValueError(f"{path} is truncated: {size} bytes, its header alone takes {8 + length}")
         text = b"{" + file.read(length - 1)
@@ -228,8 +230,10 @@ def find_weights_file(folder: Path, suffixes: tuple[str, ...] = (".safetensors",
     found = indices or files
     if not found:
         inner = ", ".join(sorted(entry.name for entry in Path(folder).iterdir() if entry.is_dir())[:10])
-        raise FileNotFoundError(f"no {' or '.join(suffixes)} file in {folder}"
-                                + (f"; give one of its folders ({inner}) where the weights lie there" if inner else ""))
+        others = [entry.name for entry in visible if entry.suffix in TORCH_SUFFIXES]
+        hint = f"; give one of its folders ({inner}) where the weights lie there" if inner else ""
+        hint = f" but {others[0]}; {conversion(folder)}" if others else hint
+        raise FileNotFoundError(f"no {' or '.join(suffixes)} file in {folder}{hint}")
     if len(found) > 1:
         raise ValueError(f"several sets of weights in {folder}, give one of them or an index of the shards: "
                          f"{', '.join(entry.name for entry in found[:10])}")

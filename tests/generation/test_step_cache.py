@@ -1,6 +1,7 @@
 """Steps that reuse an earlier one: calibration, and what a run makes of it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from ospnext_ms.generation.jobs import plain_jobs
 from ospnext_ms.generation.run import generate
 from ospnext_ms.generation.step_cache import CachedVelocity, calibration_of, reused_steps_of, write_calibration
 from ospnext_ms.generation.text_to_video import TextToVideo
+from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.runtime import start
+from ospnext_ms.storage.peft_format import write_adapter
 from tests.support.compare import relative_error
 from tools.torch_reference.step_cache import CachedDiT
 
@@ -25,7 +28,7 @@ def change(configure, tmp_path):
     """Function that makes a configuration of two prompts with changes to sampling."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
-    fixed = {"steps": STEPS, "sampler": "euler", "shift": 3.0, "batch_size": 1, "cache": None}
+    fixed = {"steps": STEPS, "sampler": "euler", "shift": 3.0, "guidance": 3.0, "batch_size": 1, "cache": None}
     return lambda **sampling: configure(sampling=fixed | sampling,
                                         prompts={"prompt": None, "prompt_file": str(prompts)})
 
@@ -57,7 +60,7 @@ def test_what_was_calibrated_otherwise_is_refused_before_a_run(change, tmp_path)
     there = json.loads(path.read_text())
     assert reused_steps_of(change(cache=cache)) == reused_steps(there["ratios"], 0.12, 2, 0.2)
     for changes, message in [({"steps": 5}, r"steps 6 \(this run's is 5\)"), ({"shift": 2.0}, "shift"),
-                             ({"sampler": "unipc"}, "sampler 'euler'")]:
+                             ({"sampler": "unipc"}, "sampler 'euler'"), ({"guidance": 2.0}, "guidance")]:
         with pytest.raises(ValueError, match=message):
             generate(change(cache=cache, **changes))
     path.write_text(json.dumps(there | {"transformer": "0" * 16}))
@@ -66,6 +69,20 @@ def test_what_was_calibrated_otherwise_is_refused_before_a_run(change, tmp_path)
     path.write_text(json.dumps(there | {"ratios": there["ratios"][1:]}))
     with pytest.raises(ValueError, match="6 steps but has 5 ratios"):
         generate(change(cache=cache))
+    folder = tmp_path / "adapter"
+    write_adapter(folder, LoRAConfig(rank=2, alpha=2.0, targets=("q",)),
+                  {"blocks.0.self_attn.q": (np.ones((2, 32), np.float32), np.ones((32, 2), np.float32))})
+    path.write_text(json.dumps(there))
+    adapted = replace(change(cache=cache), adapter=str(folder))
+    with pytest.raises(ValueError, match=r"adapters None \(this run's is '\w{16} x 1'\); run calibrate-cache again"):
+        generate(adapted)
+    write_calibration(path, calibration_of(adapted, there["ratios"]))
+    assert reused_steps_of(adapted) == reused_steps(there["ratios"], 0.12, 2, 0.2)
+    with pytest.raises(ValueError, match=r"adapters '\w{16} x 1' \(this run's is None\)"):
+        reused_steps_of(change(cache=cache))
+    config = change(cache=cache)
+    with pytest.raises(ValueError, match="transformer"):
+        reused_steps_of(replace(config, model=replace(config.model, dit=replace(config.model.dit, quant="hif8"))))
     path.write_text("{}")
     with pytest.raises(ValueError, match="is not what calibrate-cache writes"):
         generate(change(cache=cache))

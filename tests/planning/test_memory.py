@@ -5,13 +5,17 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from ospnext_ms.config.sections import ParallelSection
 from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
 from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.planning import memory, shapes
-from tests.support.paths import ROOT
+from ospnext_ms.planning.workload import read_workload
+from ospnext_ms.storage.adapters import StoredAdapter
+from ospnext_ms.storage.peft_format import write_stored_adapter
+from tests.support.paths import CONFIGS, ROOT
 from tests.support.workload import OSP_NEXT_14B, workload
 
 HD = (720, 1280, 81)
@@ -65,6 +69,23 @@ def test_adapters_leave_the_weights_frozen():
     adapters = shapes.lora_count(shapes.dit_parameters(OSP_NEXT_14B), lora)
     assert parts.lasting == {"weights": 2 * 14_288_491_584, "optimiser": 8 * adapters, "adapters": 4 * adapters,
                              "EMA": 4 * adapters}
+
+
+def test_adapters_of_a_generation_are_whole_on_every_device(tmp_path):
+    """Planned from the headers of their files; those that are not there are said to be left out."""
+    layers = {"blocks.0.self_attn.q": (4, 128, 128), "blocks.1.ffn.0": (2, 128, 512)}
+    pairs = {name: (np.zeros((rank, into), np.float32), np.zeros((out, rank), np.float32))
+             for name, (rank, into, out) in layers.items()}
+    write_stored_adapter(tmp_path / "adapter", StoredAdapter(pairs, dict.fromkeys(pairs, 1.0)))
+    files = f"adapters=[{{path: {tmp_path}/adapter}}, {{path: {tmp_path}/adapter, strength: 0.5}}]"
+    with_adapters, without = (read_workload(CONFIGS / "generate" / "tiny.yaml", overrides)
+                              for overrides in ([files], [f"adapter={tmp_path}/gone"]))
+    numbers = 2 * sum(rank * (into + out) for rank, into, out in layers.values())
+    assert (with_adapters.adapter_values, without.adapter_values) == (numbers, 0)
+    assert f"the adapter {tmp_path}/gone is not there and not counted" in without.notes
+    more, less = memory.estimate(with_adapters), memory.estimate(without)
+    for phase in ("denoising", "decoding"):
+        assert sum(more.phases[phase].values()) - sum(less.phases[phase].values()) == with_adapters.compute * numbers
 
 
 def test_networks_of_a_generation_take_turns():

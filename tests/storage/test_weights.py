@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from ospnext_ms.storage.open_weights import read_headers
+from ospnext_ms.storage.open_weights import open_headers, read_headers
 from ospnext_ms.storage.safetensors_io import ArrayTensor, plan_shards, read_header, write_file
 from ospnext_ms.storage.weights import bfloat16_bits, load_weights, save_weights
 
@@ -219,6 +219,27 @@ def test_other_formats_are_refused(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match="x.safetensors is not a safetensors file"):
         read_headers(tmp_path / "x.safetensors")
+
+
+def test_float8_is_to_be_converted(tmp_path):
+    """With scales and without; in newer files beside marks that look like HiF8's codes."""
+    path, code = tmp_path / "x.safetensors", {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}
+    mark = {"dtype": "U8", "shape": [2], "data_offsets": [4, 6]}
+    for header in ({"a.weight": code}, {"a.weight": code, "a.comfy_quant": mark}):
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(2 + 2 * len(header)))
+        with pytest.raises(ValueError, match=r"1 weights in float8 \(a.weight\).*; convert it: python tools/convert"):
+            open_headers(path)
+
+
+def test_a_file_of_pytorch_is_to_be_converted(tmp_path):
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"PK\x03\x04" + bytes(100))
+    hint = "convert it: python tools/convert_checkpoint.py dit|vae|umt5 --source {} --target {}_converted"
+    with pytest.raises(ValueError, match=re.escape(hint.format(path, tmp_path / "model"))):
+        read_headers(path)
+    with pytest.raises(FileNotFoundError, match=re.escape("but model.pth; " + hint.format(tmp_path, tmp_path))):
+        read_headers(tmp_path)
 
 
 def test_holes_and_overlaps_are_refused(tmp_path):
