@@ -14,24 +14,22 @@ import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
-from ospnext_ms.build import build_dit, check_checkpoints
+from ospnext_ms.build import check_checkpoints
 from ospnext_ms.data.text import Tokenizer, pad_text
 from ospnext_ms.data.video import write_mp4
 from ospnext_ms.diffusion.integrate import guided, integrate
 from ospnext_ms.diffusion.sampler import make_sampler
-from ospnext_ms.generation.coders import FrameDecoder, TextEncoder, token_ids
+from ospnext_ms.generation.coders import token_ids
 from ospnext_ms.generation.embeddings import EmbeddingFile
 from ospnext_ms.generation.jobs import Job, batches_of
+from ospnext_ms.generation.networks import Networks
 from ospnext_ms.generation.noise import starting_noise
 from ospnext_ms.generation.step_cache import CachedVelocity, MeasuredVelocity, reused_steps_of
-from ospnext_ms.generation.team import SpreadTiles, Team
-from ospnext_ms.models.dit_steps import ComputedStep, ReusedStep
+from ospnext_ms.generation.team import Team
 from ospnext_ms.parallel.agreement import Highest
 from ospnext_ms.parallel.interruption import Interruption
-from ospnext_ms.quant.recipe import describe
 from ospnext_ms.reporting.clock import StepClock
 from ospnext_ms.reporting.progress import format_seconds
-from ospnext_ms.runtime import release_memory
 
 # Latent frames of a whole list of jobs, however much of it this process makes: a resumed or shared run is to compute as
 # an undisturbed one. Compiling the VAE takes as long as decoding about 8 without (tiny model on CPU).
@@ -73,17 +71,20 @@ class TextToVideo:
         noise: starting noise, float array [n, 16, T, H/8, W/8], one entry a job; drawn from each job's seed and index
             where it is None.
         team: generation.team.Team, the processes that share the work; None for one.
+        networks: generation.networks.Networks of this configuration and team that stay loaded; its own by default.
 
     Raises:
         FileNotFoundError: a checkpoint or the tokenizer is not there.
         ValueError: a checkpoint that does not fit its network, or a tokenizer that does not fit the text encoder.
     """
 
-    def __init__(self, config, runtime, jobs, noise=None, team=None):
+    def __init__(self, config, runtime, jobs, noise=None, team=None, networks=None):
         self.config = config
         self.runtime = runtime
         self.team = team or Team()
         self.jobs = list(jobs)
+        self.networks = networks or Networks(
+            config, runtime, self.team, compiles_decoder=len(self.jobs) * config.latent_shape[1] >= COMPILE_VAE_FROM)
         self._noise = None if noise is None else {job.name: noise[i] for i, job in enumerate(self.jobs)}
         self._timings = {}
         model = config.model
@@ -92,33 +93,33 @@ class TextToVideo:
             token_ids(model.text_encoder, tokenizer, texts[i : i + _TEXTS_PER_CHECK])
         check_checkpoints(model)
 
-    def videos(self, batches=None, wanted=None, interruption=None):
+    def videos(self, batches=None, wanted=None, interruption=None, on_step=None):
         """Yields the Video of each job, in order, on the one process of those that make it which is to write it.
 
         Args:
             batches: those in which all processes of this lane (see generation.team) have a part, of the batches into
                 which `jobs` are cut; this lane's share of all of them by default.
             wanted: names of the jobs whose videos are wanted, all by default. Others are denoised with their batch.
-            interruption: parallel.interruption.Interruption.
+            interruption: parallel.interruption.Interruption, or what has its `asked` and `begin`.
+            on_step: function without arguments, called after every step of a batch.
 
         Raises:
             Interrupted: a signal asked for an end, after the step in which it came.
             FloatingPointError: a network returned values that are not finite.
         """
-        decoder = None
-        for job, latent in self.latents(batches, interruption):
+        for job, latent in self.latents(batches, interruption, on_step=on_step):
             if wanted is not None and job.name not in wanted:
                 continue
             if not self.team.decodes(self.config.model.vae.tile_size is not None):
                 continue
-            decoder = decoder or self._load("vae", self._decoder)
+            decoder = self.networks.decoder
             began = time.perf_counter()
             frames = decoder(latent)
-            timings = {**self._timings, "decoding": time.perf_counter() - began}
+            timings = {**self.networks.timings, **self._timings, "decoding": time.perf_counter() - began}
             if self.team.is_leader:
                 yield Video(job, frames, timings)
 
-    def latents(self, batches=None, interruption=None, ratios=None):
+    def latents(self, batches=None, interruption=None, ratios=None, on_step=None):
         """Yields (Job, fp32 [16, T, h, w]) of each job of the batches, see `videos`.
 
         `ratios`: lists, one a step, to which the ratios of a step_cache.Calibration are added; no step reuses then.
@@ -129,13 +130,8 @@ class TextToVideo:
             return
         interruption = interruption or Interruption()
         embeddings = self._embed(_texts_of([job for batch in batches for job in batch]))
-        net = self._load("dit", lambda: build_dit(self.config.model.dit, self.runtime, self.team.mesh,
-                                                  adapters=self.config.used_adapters,
-                                                  switch_dtype=self.config.parallel_config.switch_dtype))
-        if (quantised := describe(self.config.model.dit, self.runtime)) and self.team.is_leader:
-            print(quantised, flush=True)
-        velocity_of_batch = self._velocities(net, ratios)
-        progress = _Progress(batches, self.config.sampling.steps, self.team, interruption)
+        velocity_of_batch = self._velocities(ratios)
+        progress = _Progress(batches, self.config.sampling.steps, self.team, interruption, on_step)
         interruption.begin()
         with progress.bar:
             for batch in batches:
@@ -145,32 +141,29 @@ class TextToVideo:
                 yield from zip(batch, latents, strict=True)
                 progress.end_batch(batch)
 
-    def _velocities(self, net, ratios):
+    def _velocities(self, ratios):
         """Function that returns the velocity with which a batch is denoised."""
-        reused_steps = reused_steps_of(self.config)
+        networks, reused_steps = self.networks, reused_steps_of(self.config)
         if ratios is None and reused_steps is None:
-            velocity = self.runtime.compile(net)
+            velocity = networks.velocity
             return lambda: velocity
         branches = 1 if self.config.sampling.guidance == 1 or self.team.guidance_group.size > 1 else 2
-        computed = self.runtime.compile(ComputedStep(net))
+        computed = networks.computed_step
         if ratios is not None:
             return lambda: MeasuredVelocity(computed, branches, ratios)
-        reused = self.runtime.compile(ReusedStep(net))
+        reused = networks.reused_step
         if self.team.is_leader:
             print(f"{sum(reused_steps)} of {len(reused_steps)} steps reuse what the blocks added before", flush=True)
         return lambda: CachedVelocity(computed, reused, reused_steps, branches)
 
     def _embed(self, texts):
         """{text: fp32 [length, text_dim]} of texts, without the rows of padding."""
-        model = self.config.model
-        encode = self._load("text_encoder",
-                            lambda: TextEncoder(model.text_encoder, model.dit.text_len, self.runtime, batch=1))
-        began, embeddings = time.perf_counter(), EmbeddingFile()
+        encode, began, embeddings = self.networks.text_encoder, time.perf_counter(), EmbeddingFile()
         for text in tqdm(texts, unit="text", desc="encoding", dynamic_ncols=True, disable=not self.team.is_leader):
             embeddings[text] = encode([text])[0]
         self._timings["text_encoding"] = time.perf_counter() - began
         del encode
-        release_memory()
+        self.networks.texts_are_encoded()
         return embeddings
 
     def _denoise(self, velocity, batch, embeddings, on_step):
@@ -196,22 +189,12 @@ class TextToVideo:
             return np.asarray(self._noise[job.name], np.float32)
         return starting_noise(self.config.latent_shape, job.seed, job.index)
 
-    def _decoder(self):
-        work = len(self.jobs) * self.config.latent_shape[1]
-        return FrameDecoder(self.config.model.vae, self.runtime.compiled and work >= COMPILE_VAE_FROM,
-                            SpreadTiles(self.team.mesh.video_group))
-
-    def _load(self, name, make):
-        began = time.perf_counter()
-        made = make()
-        self._timings[f"loading_{name}"] = time.perf_counter() - began
-        return made
-
 
 class _Progress:
     """Steps and videos of a process: what is told of them, and whether a signal ends the run after one of them."""
 
-    def __init__(self, batches, steps, team, interruption):
+    def __init__(self, batches, steps, team, interruption, on_step=None):
+        self._on_step = on_step
         self._steps, self._left_of_batch = steps, steps
         self._videos, self._done = sum(map(len, batches)), 0
         self._clock = StepClock(len(batches))
@@ -226,6 +209,8 @@ class _Progress:
     def step(self):
         """After a step. After the last one of a batch its videos are written first."""
         self.bar.update()
+        if self._on_step:
+            self._on_step()
         self._left_of_batch -= 1
         if self._left_of_batch:
             self._leave_if_asked()
