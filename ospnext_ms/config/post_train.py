@@ -24,6 +24,7 @@ from ospnext_ms.config.train import (
     RecomputeSection,
     TrainDiTSection,
 )
+from ospnext_ms.config.validation import WatchedPromptsSection
 from ospnext_ms.diffusion.choices import NoiseKind, SamplerName, WindowStrategy
 from ospnext_ms.diffusion.windows import window_start
 from ospnext_ms.models.lora_config import LoRAConfig
@@ -32,7 +33,7 @@ from ospnext_ms.models.sizes import check_frames
 # What may differ where a run is resumed, as in config/train.py; of files the contents count (see trainer.py).
 MAY_CHANGE = frozenset((
     "output_dir", "resume_training", "context", "parallel_config", "runner_config", "lr_schedule", "evaluation",
-    "recompute_config", "callbacks", "prompt_file", "rollout.batch_size", "lora.checkpoint", "video.crf",
+    "validation", "recompute_config", "callbacks", "prompt_file", "rollout.batch_size", "lora.checkpoint", "video.crf",
     "model.dit.checkpoint", "model.dit.quant_config.backend", "model.vae.checkpoint", "model.text_encoder.checkpoint",
     "model.text_encoder.tokenizer", "rewards.python", "rewards.timeout_seconds", "rewards.start_timeout_seconds",
     "rewards.retries", "policy.equal_rewards_limit",
@@ -223,6 +224,7 @@ class PostTrainConfig:
     rewards: tuple[RewardSection, ...]
     prompt_file: str
     evaluation: EvaluationSection
+    validation: WatchedPromptsSection | None = None
     runner_config: PostTrainRunnerSection
     recompute_config: RecomputeSection = RecomputeSection()
     callbacks: CallbacksSection

@@ -92,12 +92,17 @@ class ModelSection:
     text_encoder: TextEncoderSection
 
     def __post_init__(self):
-        dit, vae, text_encoder = self.dit, self.vae, self.text_encoder
-        require(text_encoder.dim == dit.text_dim,
-                f"text_encoder.dim is {text_encoder.dim} but dit.text_dim is {dit.text_dim}; they must be equal")
-        require(vae.z_dim == dit.in_channels == dit.out_channels,
-                f"vae.z_dim {vae.z_dim}, dit.in_channels {dit.in_channels} and dit.out_channels {dit.out_channels} "
-                "must be equal")
+        check_networks(self.dit, self.vae, self.text_encoder)
+
+
+def check_networks(dit: DiTConfig, vae: VAEConfig | None, text_encoder: UMT5Config | None) -> None:
+    """ValueError where networks do not fit one another; None fits everything."""
+    require(text_encoder is None or text_encoder.dim == dit.text_dim,
+            f"text_encoder.dim is {text_encoder and text_encoder.dim} but dit.text_dim is {dit.text_dim}; they must be "
+            "equal")
+    require(vae is None or vae.z_dim == dit.in_channels == dit.out_channels,
+            f"vae.z_dim {vae and vae.z_dim}, dit.in_channels {dit.in_channels} and dit.out_channels "
+            f"{dit.out_channels} must be equal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +138,10 @@ class VideoSection:
         require(1 <= self.crf <= 51, f"crf is {self.crf}; it must be from 1 (nearly lossless) to 51 (worst)")
 
 
-def check_video_size(height: int, width: int, patch_size: tuple[int, int, int]) -> None:
+def check_video_size(height: int, width: int, patch_size: tuple[int, int, int], section: str = "video") -> None:
     """ValueError, naming the nearest valid sizes, where pixels do not fill whole patches of the latent."""
-    check_pixels("video.height", height, patch_size[1])
-    check_pixels("video.width", width, patch_size[2])
+    check_pixels(f"{section}.height", height, patch_size[1])
+    check_pixels(f"{section}.width", width, patch_size[2])
 
 
 def latent_shape_of(video: VideoSection, vae: VAEConfig) -> tuple[int, int, int, int]:

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ospnext_ms.config.checks import require, require_above_0, require_at_least, require_seed
-from ospnext_ms.config.sections import MAX_SHIFT, ComputeDtype, ContextSection, ParallelSection, VAESection
+from ospnext_ms.config.sections import (
+    MAX_SHIFT,
+    ComputeDtype,
+    ContextSection,
+    ParallelSection,
+    TextEncoderSection,
+    VAESection,
+    check_networks,
+    check_video_size,
+)
+from ospnext_ms.config.validation import ValidationSection
 from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.models.sizes import check_frames, check_pixels, video_size
 
@@ -17,7 +27,7 @@ from ospnext_ms.models.sizes import check_frames, check_pixels, video_size
 MAY_CHANGE = frozenset((
     "run_mode", "output_dir", "load_checkpoint", "resume_training", "context", "parallel_config", "runner_config",
     "lr_schedule", "eval_dataset", "recompute_config", "callbacks", "model.dit.quant_config.backend",
-    "model.vae.checkpoint", "train_dataset.path", "train_dataset.exclude",
+    "model.vae.checkpoint", "model.text_encoder", "train_dataset.path", "train_dataset.exclude", "validation",
 ))
 
 
@@ -30,10 +40,14 @@ class TrainDiTSection(DiTConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainModelSection:
-    """The transformer, and the VAE where training reads videos."""
+    """The transformer; the VAE where training reads videos, and with the text encoder where validation makes some."""
 
     dit: TrainDiTSection
     vae: VAESection | None = None
+    text_encoder: TextEncoderSection | None = None
+
+    def __post_init__(self):
+        check_networks(self.dit, self.vae, self.text_encoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +240,7 @@ class TrainConfig:
     ema: EmaSection
     train_dataset: TrainDatasetSection
     eval_dataset: EvalDatasetSection | None = None
+    validation: ValidationSection | None = None
     recompute_config: RecomputeSection = RecomputeSection()
     callbacks: CallbacksSection
 
@@ -237,6 +252,12 @@ class TrainConfig:
         require(self.run_mode == "train" or self.load_checkpoint is not None,
                 "load_checkpoint is null; run_mode finetune needs weights to start from, run_mode train does not")
         self._check_sizes()
+        if self.validation is not None:
+            require(self.model.vae and self.model.text_encoder,
+                    "validation makes videos, which needs model.vae and model.text_encoder; give both, or leave "
+                    "validation out")
+            check_video_size(self.validation.video.height, self.validation.video.width, self.model.dit.patch_size,
+                             "validation.video")
 
     def _check_sizes(self) -> None:
         size, patch = self.train_dataset.latent_size, self.model.dit.patch_size

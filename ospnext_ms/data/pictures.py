@@ -22,6 +22,12 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
         temporary.write_bytes(data.tobytes())
 
 
+def read_png(path: str | os.PathLike) -> np.ndarray | None:
+    """The uint8 RGB image [height, width, 3] of a file; None where there is none, or something else."""
+    image = cv2.imread(os.fspath(path), cv2.IMREAD_COLOR)
+    return None if image is None else np.ascontiguousarray(image[..., ::-1])
+
+
 def evenly_spaced(count: int, columns: int) -> list[int]:
     """Indices of at most `columns` of `count` frames, the first and the last among them."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(columns, count))})
@@ -35,16 +41,18 @@ def thumbnail(frame: np.ndarray, width: int = THUMBNAIL_WIDTH) -> np.ndarray:
     return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def contact_sheet(videos: Sequence[Sequence[np.ndarray]], captions: Sequence[str], columns: int) -> np.ndarray:
+def contact_sheet(videos: Sequence[Sequence[np.ndarray]], captions: Sequence[str], columns: int,
+                  headings: Sequence[str] = ()) -> np.ndarray:
     """Image [height, width, 3] with one row per video: its caption above `columns` evenly spaced thumbnails.
 
+    `headings` stand above the columns of the first row.
     Captions are cut to the sheet's width; OpenCV's font has ASCII only, other characters become question marks.
     """
     if not videos or len(videos) != len(captions):
         raise ValueError(f"{len(videos)} videos and {len(captions)} captions; expected as many, and at least one")
     rows = [[thumbnail(video[i]) for i in evenly_spaced(len(video), columns)] for video in videos]
     width = max(sum(cell.shape[1] + _GAP for cell in row) for row in rows) + _GAP
-    strips = []
+    strips = [_headings(rows[0], headings, width)] if headings else []
     for row, caption in zip(rows, captions, strict=True):
         height = max(cell.shape[0] for cell in row)
         strip = np.full((_CAPTION_HEIGHT + height + _GAP, width, 3), 255, np.uint8)
@@ -55,6 +63,15 @@ def contact_sheet(videos: Sequence[Sequence[np.ndarray]], captions: Sequence[str
             left += cell.shape[1] + _GAP
         strips.append(strip)
     return np.concatenate(strips)
+
+
+def _headings(row: Sequence[np.ndarray], headings: Sequence[str], width: int) -> np.ndarray:
+    strip, left = np.full((_CAPTION_HEIGHT, width, 3), 255, np.uint8), 0
+    for cell, heading in zip(row, headings, strict=True):
+        right = left + _GAP + cell.shape[1]
+        _write_caption(strip[:, left:right], heading)
+        left = right
+    return strip
 
 
 def _write_caption(strip: np.ndarray, caption: str) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 from mindspore import Tensor
 
 from ospnext_ms.build import build_text_encoder, build_vae
-from ospnext_ms.data.text import Tokenizer
+from ospnext_ms.data.text import Tokenizer, pad_text
 from ospnext_ms.models.sizes import latent_frames
+from ospnext_ms.runtime import release_memory
 
 # Texts a call; always as many, because another number would be another graph.
 TEXT_BATCH = 8
@@ -94,6 +95,19 @@ class TextEncoder:
         if not np.isfinite(rows_BLC).all():
             raise FloatingPointError(f"the text encoder {self._section.checkpoint} gives values that are not finite")
         return [rows[: length] for rows, length in zip(rows_BLC, mask.sum(1), strict=True)]
+
+
+def embed_texts(model, texts, runtime):
+    """{text: embedding fp32 [L, C], padded with zeros} by the text encoder of a `model` section, which is freed again.
+
+    To be called before other networks are compiled (see runtime.release_memory). Raises as TextEncoder.
+    """
+    texts, text_len = list(dict.fromkeys(texts)), model.dit.text_len
+    encode = TextEncoder(model.text_encoder, text_len, runtime)
+    embeddings = {text: pad_text(rows, text_len) for text, rows in zip(texts, encode(texts), strict=True)}
+    del encode
+    release_memory()
+    return embeddings
 
 
 def token_ids(section, tokenizer, captions):

@@ -60,7 +60,16 @@ def estimate(workload: Workload, recompute: bool | None = None) -> Memory:
     largest = max(shapes.shard_count({name: shape}, workload.parallel.parameter_shard)
                   for name, shape in parameters.items())
     update = {"gradients": 4 * trained, "scaled gradients of a part": 4 * min(trained, CHUNK_SIZE * largest)}
-    return Memory(lasting, {"backward": backward, "update": update})
+    phases = {"backward": backward, "update": update}
+    watched = workload.watched
+    if watched is not None and watched.vae is not None:
+        # It stays from the first validation on.
+        lasting["VAE"] = 4 * _VAE_WEIGHTS * watched.vae.dim**2
+        phases["validation, denoising"] = {"one block's work": _forward_work(watched),
+                                           "latents and patches": _ends(watched),
+                                           **_weight_copies(watched, parameters, recompute=True)}
+        phases["validation, decoding"] = _vae_work(watched.vae, watched)
+    return Memory(lasting, phases)
 
 
 def _generation(workload: Workload) -> Memory:

@@ -1,7 +1,7 @@
 """A run reduced to what decides its size, whatever kind of run it is."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ospnext_ms.config.generate import GenerateConfig
@@ -37,6 +37,7 @@ class Workload:
         compute, residual, stored: bytes of a value in products, in the residual stream, in the stored weights.
         flash: attention keeps no scores (on Ascend). trained: "all", "lora" or None.
         parallel: ParallelSection, data_parallel being a number. ema, recompute: whether there is one.
+        watched: what makes the videos of validation, None where there are none.
         peak_tflops: of a device, or None. groups_per_video: 2 where each branch of guidance has devices of its own.
         adapter_values: numbers in the adapters that are used beside the weights, not trained.
     """
@@ -63,6 +64,7 @@ class Workload:
     adapter_values: int = 0
     vae: VAEConfig | None = None
     vae_tile: int | None = None
+    watched: "Workload | None" = None
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -165,11 +167,20 @@ def _training(config: TrainConfig, parallel: ParallelSection, video: tuple[int, 
               note: tuple[str, ...]) -> Workload:
     dtype, flash, notes = _dtypes(config)
     dit, runner = config.model.dit, config.runner_config
-    return Workload(
+    workload = Workload(
         run_mode=config.run_mode, dit=dit, text_encoder=None, video=video, notes=notes + note + _quant_notes(dit),
         batch=runner.batch_size, batches=runner.gradient_accumulation_steps, forwards=1, compute=BYTES[dtype],
         residual=BYTES[dit.residual_dtype], stored=4, flash=flash, trained="all", lora=None,
         parallel=parallel, ema=True, recompute=config.recompute_config.recompute, peak_tflops=runner.peak_tflops)
+    if config.validation is None or config.model.vae is None:
+        return workload
+    section = config.validation.video
+    watched = replace(workload, batch=1, video=(section.height, section.width, section.frames), vae=config.model.vae,
+                      vae_tile=config.model.vae.tile_size)
+    calls = config.validation.steps * (1 if config.validation.guidance == 1 else 2)
+    told = (f"validation: {calls} calls of the network a video of {section.height}x{section.width}, {section.frames} "
+            "frames; its memory is planned, its time is not")
+    return replace(workload, watched=watched, notes=(*workload.notes, told))
 
 
 def _training_video(data: TrainDatasetSection, video: tuple[int, int, int] | None,

@@ -4,12 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor
 
 from ospnext_ms.data.pictures import contact_sheet, write_png
 from ospnext_ms.data.video import write_mp4
-from ospnext_ms.diffusion.flow import inference_sigmas
-from ospnext_ms.post_training.rollout import batches, filled
 from ospnext_ms.post_training.shares import share
 from ospnext_ms.storage.files import atomic_path
 
@@ -24,14 +21,14 @@ class Evaluation:
     sheet and the first videos.
 
     Args:
-        config: PostTrainConfig. prompts: held-out ones. mesh: parallel.mesh.Mesh. rollout: Rollout, which samples.
-        texts: {text: embedding fp32 [L, C]}. judge: Judge. decoder: generation.decoding.FrameDecoder, used where it is
-            reported only.
+        config: PostTrainConfig. prompts: held-out ones. mesh: parallel.mesh.Mesh.
+        sample: generation.prompt_sampler.PromptSampler. judge: Judge. decoder: generation.coders.FrameDecoder, used
+            where it is reported only.
     """
 
-    def __init__(self, config, prompts, mesh, rollout, texts, judge, decoder):
+    def __init__(self, config, prompts, mesh, sample, judge, decoder):
         self.config = config
-        self.rollout, self.texts, self.judge, self.decoder = rollout, texts, judge, decoder
+        self.sample, self.judge, self.decoder = sample, judge, decoder
         self.folder = Path(config.output_dir) / "evaluation"
         count, data_size = config.evaluation.count, mesh.data_size
         if count % data_size:
@@ -48,25 +45,12 @@ class Evaluation:
         section = self.config.evaluation
         prompts = [self.prompts[i] for i in self.mine]
         with ema.in_place():
-            latents = self._sample(prompts)
+            latents = self.sample(prompts, lambda i: self._noise(self.mine[i]))
         frames = self.config.rollout.reward_frames if section.fewer_frames else None
         scores = self.judge.gather(self.judge.submit(latents, prompts, frames), len(prompts))
         if monitor:
             self._report(iteration, scores, latents, monitor)
         return scores
-
-    def _sample(self, prompts):
-        sampling, rollout = self.config.sampling, self.rollout
-        sigmas = inference_sigmas(sampling.steps, sampling.shift)
-        latents = []
-        for rows in batches(len(prompts), rollout.batch_size):
-            members = filled(rows, rollout.batch_size)
-            noise = np.stack([self._noise(self.mine[i]) for i in members])
-            text = Tensor(np.stack([self.texts[prompts[i]] for i in members]))
-            negative = Tensor(np.stack([self.texts[sampling.negative_prompt]] * len(members)))
-            sample = rollout.follow(Tensor(noise), sigmas, text, negative, "euler")
-            latents.append(sample.asnumpy()[: len(rows)])
-        return np.concatenate(latents)
 
     def _noise(self, index):
         rng = np.random.default_rng([self.config.evaluation.seed, _NOISE_STREAM, index])

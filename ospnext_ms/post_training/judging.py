@@ -5,10 +5,10 @@ import json
 import numpy as np
 from mindspore import Tensor
 
+from ospnext_ms.generation.prompt_sampler import batches
 from ospnext_ms.kernels.collectives import AllGather
 from ospnext_ms.parallel.messages import GatherTexts
 from ospnext_ms.post_training.rewards.combined import Scores
-from ospnext_ms.post_training.rollout import batches
 
 # NaN survives no sum of slots, so it travels as a number no reward may have.
 _NO_REWARD = -3e38

@@ -15,6 +15,7 @@ from mindspore import Tensor
 from ospnext_ms.diffusion.flow import NUM_TRAIN_TIMESTEPS
 from ospnext_ms.diffusion.integrate import integrate, timestep_tensor
 from ospnext_ms.diffusion.sampler import sampler_from_sigmas, sde_step
+from ospnext_ms.generation.prompt_sampler import batches, filled
 
 _START_STREAM, _STEP_STREAM = 0x5747, 0x57EB
 
@@ -103,13 +104,3 @@ class Rollout:
 
     def _texts(self, embeddings, negative):
         return Tensor(np.stack(embeddings)), Tensor(np.stack([negative] * len(embeddings)))
-
-
-def batches(count, size):
-    """range(count) cut into ranges of at most `size`."""
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def filled(rows, size):
-    """The rows of a batch, its last one repeated until there are `size`."""
-    return [*rows, *[rows[-1]] * (size - len(rows))]

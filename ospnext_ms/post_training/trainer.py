@@ -5,14 +5,16 @@ those of training/. Videos of an iteration are numbered through its groups; ever
 another works on consecutive ones. All random draws are functions of the seed, the iteration and the video.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from ospnext_ms.config.post_train import MAY_CHANGE
-from ospnext_ms.data.text import pad_text
+from ospnext_ms.diffusion.flow import inference_sigmas
 from ospnext_ms.diffusion.windows import window_start
-from ospnext_ms.generation.coders import FrameDecoder, TextEncoder
+from ospnext_ms.generation.coders import FrameDecoder, embed_texts
+from ospnext_ms.generation.prompt_sampler import PromptSampler
 from ospnext_ms.generation.prompts import read_prompts
 from ospnext_ms.parallel.agreement import Highest
 from ospnext_ms.parallel.interruption import Interruption
@@ -38,11 +40,11 @@ from ospnext_ms.reporting.curves import draw_rewards
 from ospnext_ms.reporting.metrics import has_figure
 from ospnext_ms.reporting.monitor import Monitor
 from ospnext_ms.reporting.progress import iteration_line
-from ospnext_ms.runtime import release_memory
 from ospnext_ms.storage import fingerprint
 from ospnext_ms.storage.peft_format import write_adapter
 from ospnext_ms.training.learner import Learner
 from ospnext_ms.training.resume import leave, open_run, run_state
+from ospnext_ms.training.validation import Validation, prompts_of
 
 
 class PolicyTrainer:
@@ -71,7 +73,9 @@ class PolicyTrainer:
         self.reward = CombinedReward(config.rewards)
         if mesh.is_leader:
             self.reward.start()
-        self.texts = self._embed([*self.prompts, *held_out, config.sampling.negative_prompt])
+        watched = prompts_of(config.validation) if config.validation else []
+        self.texts = embed_texts(config.model, [*self.prompts, *held_out, *watched, config.sampling.negative_prompt],
+                                 runtime)
         self.policy = Policy(config, runtime, mesh)
         decoder = FrameDecoder(config.model.vae, runtime.compiled) if mesh.is_leader else None
         self.judge = Judge(mesh, decoder, self.reward, config.rollout.batch_size)
@@ -79,11 +83,22 @@ class PolicyTrainer:
         parameters = {parameter.name: parameter for parameter in self.policy.adapters.parameters}
         self.learner = Learner(config, parameters, self.policy.loss, config.runner_config.iterations, runtime, mesh,
                                self.policy.sharded)
-        self.evaluation = Evaluation(config, held_out, mesh, self.rollout, self.texts, self.judge, decoder)
+        sample = self._sampler()
+        self.evaluation = Evaluation(config, held_out, mesh, sample, self.judge, decoder)
+        self.validation = config.validation and Validation(
+            config.validation, {"sampling": asdict(config.sampling), "video": asdict(config.video)}, config.video,
+            config.latent_shape, config.output_dir, sample, decoder, mesh)
         self.lessons = Lessons(config.policy.equal_rewards_limit)
         self.iterations_done = self.updates_done = 0
         if resumed:
             self._resume(resumed)
+
+    def _sampler(self):
+        """The ODE of the whole schedule, for prompts that are not learned from."""
+        sampling, rollout = self.config.sampling, self.rollout
+        sigmas = inference_sigmas(sampling.steps, sampling.shift)
+        return PromptSampler(lambda x, text, negative: rollout.follow(x, sigmas, text, negative, "euler"), self.texts,
+                             sampling.negative_prompt, rollout.batch_size)
 
     def run(self):
         """Runs the iterations that are left; returns the paths of what there is to look at.
@@ -99,11 +114,14 @@ class PolicyTrainer:
             if monitor:
                 monitor.say(self.store.check_space(self.learner.state.nbytes))
             is_due = self._is_missing_an_evaluation()
-            if self.iterations_done == total and not is_due and monitor:
+            is_unseen = self.validation and self.validation.is_missing(self.iterations_done, total)
+            if self.iterations_done == total and not is_due and not is_unseen and monitor:
                 monitor.say(f"nothing to do: all {total} iterations are done")
             self.interruption.begin()
             if is_due and self.iterations_done < total:
                 self.evaluation(self.iterations_done, self.learner.ema, monitor)
+            if is_unseen:
+                self.validation(self.iterations_done, self.learner.ema, monitor)
             clock = StepClock(total - self.iterations_done)
             while self.iterations_done < total:
                 figures, stages = self.iterate(self.iterations_done)
@@ -124,7 +142,9 @@ class PolicyTrainer:
                 is_due = done == total or self._evaluation_is_due()
                 if is_due and done < total:
                     self.evaluation(done, self.learner.ema, monitor)
-                    clock.skip()
+                if self.validation and self.validation.is_due(done, total):
+                    self.validation(done, self.learner.ema, monitor)
+                clock.skip()
             self.store.wait()
             # Before the last evaluation: what was learned is not lost where that fails.
             paths = self._write_adapters() if monitor else []
@@ -238,16 +258,6 @@ class PolicyTrainer:
         if self.mesh.reports:
             print(f"resuming after iteration {checkpoint.step} from {checkpoint.path}", flush=True)
 
-    def _embed(self, texts):
-        """{text: embedding fp32 [text_len, text_dim]}, made once before the transformer is loaded."""
-        model, texts = self.config.model, list(dict.fromkeys(texts))
-        encode = TextEncoder(model.text_encoder, model.dit.text_len, self.runtime)
-        embeddings = {text: pad_text(rows, model.dit.text_len)
-                      for text, rows in zip(texts, encode(texts), strict=True)}
-        del encode
-        release_memory()
-        return embeddings
-
     def _identity(self):
         """What a checkpoint depends on beside the configuration, see training/resume.py."""
         model = self.config.model
@@ -281,5 +291,7 @@ def _read_once(config, held_out):
     one."""
     adapter = config.lora.checkpoint and Path(config.lora.checkpoint)
     files = sorted(adapter.iterdir()) if adapter and adapter.is_dir() else []
+    watched = config.validation and prompts_of(config.validation)
     return {"contents of evaluation.prompt_file": fingerprint.of_values(held_out),
+            "contents of validation.prompts": watched and fingerprint.of_values(watched),
             "contents of lora.checkpoint": fingerprint.of_files(files)}

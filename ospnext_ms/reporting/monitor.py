@@ -47,6 +47,12 @@ class Monitor:
         if warning := self._clips(figures):
             self.say(f"step {step}: {warning}")
 
+    def picture(self, step, name, path):
+        """Shows a PNG file as `name` at `step`, where there is something to show pictures."""
+        for file in self._files:
+            if hasattr(file, "picture"):
+                file.picture(step, name, path)
+
     def say(self, text):
         """Prints a line."""
         print(f"{text}  {self.note}".rstrip(), flush=True)

@@ -18,6 +18,12 @@ class Scalars:
             if isinstance(value, int | float):
                 self._writer.add_scalar(name, value, step)
 
+    def picture(self, step, name, path):
+        """Shows a PNG file."""
+        from matplotlib.image import imread
+
+        self._writer.add_image(name, imread(path), step, dataformats="HWC")
+
     def close(self):
         """Finishes the files."""
         self._writer.close()

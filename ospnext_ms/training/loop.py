@@ -4,14 +4,19 @@ The pieces are elsewhere and know nothing of each other: inputs, step, clipper, 
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 
 from ospnext_ms.build import assemble_dit
+from ospnext_ms.config.sections import latent_shape_of
 from ospnext_ms.config.train import MAY_CHANGE
 from ospnext_ms.data.cache import Cache
+from ospnext_ms.generation.coders import FrameDecoder, embed_texts
+from ospnext_ms.generation.prompt_sampler import PromptSampler
+from ospnext_ms.generation.team import SpreadTiles
 from ospnext_ms.models.flops import forward_flops, model_flops_utilisation
 from ospnext_ms.parallel.agreement import Highest
 from ospnext_ms.parallel.interruption import Interruption
@@ -29,6 +34,7 @@ from ospnext_ms.training.inputs import StepInputs, open_source, samples_per_step
 from ospnext_ms.training.learner import Learner
 from ospnext_ms.training.loss import VelocityLoss
 from ospnext_ms.training.resume import leave, open_run, run_state
+from ospnext_ms.training.validation import Validation, follow_ode, prompts_of
 
 # So many samples of a process are named where something is not finite.
 _NAMED = 20
@@ -53,13 +59,18 @@ class Trainer:
         self.interruption = interruption or Interruption()
         self.runtime = runtime
         self.mesh = mesh
+        self.encodes = _encodes(config)
         encode = self._clip_encoder()
         self.source = open_source(config, mesh, encode)
         self.inputs = StepInputs(config, self.source, mesh)
         self.identity = self._identity()
-        self.store, resumed = open_run(config, runtime, self.identity, MAY_CHANGE, mesh, mesh.shard_group.index,
+        # Where the VAE only decodes what is looked at, it has no part in what is learned.
+        may_change = MAY_CHANGE if self.encodes else MAY_CHANGE | {"model.vae"}
+        self.store, resumed = open_run(config, runtime, self.identity, may_change, mesh, mesh.shard_group.index,
                                        mesh.shard_group.size, _read_once(config))
+        texts = self._embed_watched()
         self._build(resumed)
+        self.validation = config.validation and self._make_validation(texts)
         self.fixed_set = None
         if config.eval_dataset:
             holds_videos = Cache(config.eval_dataset.path).contents == "videos"
@@ -81,14 +92,14 @@ class Trainer:
             monitor = Monitor(config, total, self.steps_done, training_line, draw_loss, self.source.note)
             monitor.say(self.store.check_space(self.learner.state.nbytes))
         is_due = self._is_missing_an_evaluation()
-        if self.steps_done == total and not is_due and monitor:
+        is_unseen = self.validation and self.validation.is_missing(self.steps_done, total)
+        if self.steps_done == total and not is_due and not is_unseen and monitor:
             monitor.say(f"nothing to do: all {total} steps are done")
         self.interruption.begin()
-        if is_due:
-            self._evaluate(monitor)
+        self._look_at_weights(is_due, is_unseen, monitor)
         clock = StepClock(total - self.steps_done, self.runtime.tries_threads)
         # The VAE runs on the device, which is the main thread's.
-        for inputs in self.inputs.ahead(self.steps_done, total, threaded=config.model.vae is None):
+        for inputs in self.inputs.ahead(self.steps_done, total, threaded=not self.encodes):
             figures = self.train_step(inputs)
             figures |= self._speed(clock.tick(), inputs[0][0].shape)
             self.steps_done += 1
@@ -101,8 +112,10 @@ class Trainer:
             if asked:
                 leave(asked, f"step {self.steps_done}", self.store, self._highest, monitor)
             self.store.look()
-            if self._evaluation_is_due():
-                self._evaluate(monitor)
+            is_due = self._evaluation_is_due()
+            is_unseen = self.validation and self.validation.is_due(self.steps_done, total)
+            self._look_at_weights(is_due, is_unseen, monitor)
+            if is_due or is_unseen:
                 clock.skip()
         self.store.wait()
         if not monitor:
@@ -175,6 +188,12 @@ class Trainer:
         section, total = self.config.eval_dataset, self.config.runner_config.steps
         return section and (self.steps_done == total or bool(section.every and self.steps_done % section.every == 0))
 
+    def _look_at_weights(self, measures, makes_videos, monitor):
+        if measures:
+            self._evaluate(monitor)
+        if makes_videos:
+            self.validation(self.steps_done, self.learner.ema, monitor)
+
     def _evaluate(self, monitor):
         if self.fixed_set is None:
             return
@@ -187,16 +206,33 @@ class Trainer:
                         f"of the average {figures['eval_loss_ema']:.5f}")
 
     def _clip_encoder(self):
-        """The VAE for a cache that holds videos, None where the configuration has none."""
-        if self.config.model.vae is None:
+        """The VAE for a cache that holds videos, None where it has nothing to encode."""
+        if not self.encodes:
             return None
         from ospnext_ms.generation.coders import ClipEncoder
 
         return ClipEncoder(self.config.model.vae, self.runtime)
 
+    def _embed_watched(self):
+        """{text: embedding} of what validation shows, made before the transformer is there."""
+        section = self.config.validation
+        if section is None:
+            return {}
+        return embed_texts(self.config.model, [*prompts_of(section), section.negative_prompt], self.runtime)
+
+    def _make_validation(self, texts):
+        config, mesh, section = self.config, self.mesh, self.config.validation
+        sample = PromptSampler(follow_ode(self.runtime.compile(self.net), section), texts, section.negative_prompt, 1)
+        decode = None
+        if mesh.is_leader or config.model.vae.tiling:
+            decode = FrameDecoder(config.model.vae, self.runtime.compiled, SpreadTiles(mesh.video_group))
+        shape = latent_shape_of(section.video, config.model.vae)
+        return Validation(section, asdict(section) | {"every": None}, section.video, shape, config.output_dir, sample,
+                          decode, mesh)
+
     def _identity(self):
         """What a checkpoint depends on beside the configuration, see training/resume.py."""
-        vae = self.config.model.vae
+        vae = self.config.model.vae if self.encodes else None
         return {
             "samples of a step on all processes (batch_size, gradient_accumulation_steps, data_parallel)":
                 samples_per_step(self.config) * self.mesh.data_size,
@@ -219,7 +255,8 @@ class Trainer:
                              residual_dtype=config.model.dit.residual_dtype,
                              switch_dtype=config.parallel_config.switch_dtype, training=True,
                              recompute=config.recompute_config.recompute)
-        net, self.sharded = built.net, built.sharded
+        self.net, self.sharded = built.net, built.sharded
+        net = self.net
         parameters = dict(net.parameters_and_names())
         self.learner = Learner(config, parameters, VelocityLoss(net), config.runner_config.steps, self.runtime,
                                self.mesh, self.sharded)
@@ -241,4 +278,13 @@ def _read_once(config):
     """{name: hash} of what a run reads beside its data; weights that are gone are no matter to a resumed one."""
     weights = config.load_checkpoint and Path(config.load_checkpoint)
     return {"contents of load_checkpoint": fingerprint.of_checkpoint(weights) if weights and weights.exists() else None,
-            "contents of eval_dataset.path": config.eval_dataset and Cache(config.eval_dataset.path).fingerprint()}
+            "contents of eval_dataset.path": config.eval_dataset and Cache(config.eval_dataset.path).fingerprint(),
+            "contents of validation.prompts":
+                config.validation and fingerprint.of_values(prompts_of(config.validation))}
+
+
+def _encodes(config):
+    """Whether the VAE encodes clips, and does not only decode what validation shows."""
+    path = config.train_dataset.path
+    return config.model.vae is not None and (
+        config.validation is None or path is not None and Cache(path).contents == "videos")

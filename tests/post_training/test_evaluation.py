@@ -23,7 +23,7 @@ def report(folder, iteration, total, parts, monitor):
     config = SimpleNamespace(evaluation=SimpleNamespace(count=4, videos=0), output_dir=folder,
                              video=SimpleNamespace(fps=8, crf=18))
     mesh = SimpleNamespace(data_size=1, data_rank=0)
-    evaluation = Evaluation(config, ["a", "b", "c", "d"], mesh, None, {}, None, None)
+    evaluation = Evaluation(config, ["a", "b", "c", "d"], mesh, None, None, None)
     failed = int(np.isnan(total).sum())
     scores = Scores(np.array(total), {"a": np.array(total), **parts}, {"a": failed}, ("it failed",) * bool(failed))
     evaluation._report(iteration, scores, [None] * 4, monitor)

@@ -35,7 +35,9 @@ def run(config, *arguments):
 
 def figures(folder):
     """Figures of the iterations and of the evaluations, without times."""
-    return [{name: value for name, value in record.items() if "seconds" not in name} for record in read_metrics(folder)]
+    found = [{name: value for name, value in record.items() if "seconds" not in name}
+             for record in read_metrics(folder)]
+    return [record for record in found if len(record) > 1]
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +75,10 @@ def test_what_a_run_leaves(undisturbed):
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed_bit_by_bit(undisturbed, model, tmp_path):
+    """Also with validation, of which the undisturbed run has none."""
     folder, digest = undisturbed
-    values = runs.settings(model, tmp_path / "out", runner_config={"iterations": 3})
+    values = runs.settings(model, tmp_path / "out", runner_config={"iterations": 3},
+                           validation={"prompts": ["a 3", "a 5", "a 0"], "every": 1, "seed": 2})
     config = write_config(tmp_path / "run.yaml", values)
     assert run(config, "2")[0] == -9
     status, resumed, output = run(config)
@@ -82,6 +86,8 @@ def test_killed_and_resumed_equals_undisturbed_bit_by_bit(undisturbed, model, tm
     assert "resuming after iteration 2" in output
     assert resumed == digest
     assert figures(tmp_path / "out") == figures(folder)
+    made = sorted(path.parent.name for path in (tmp_path / "out" / "validation").glob("*/validation.json"))
+    assert made == [f"step_{i:08d}" for i in range(4)]
 
 
 @pytest.mark.slow

@@ -47,6 +47,7 @@ RUN = {
         "python tools/convert_checkpoint.py dit --source output/train_tiny/checkpoints/step_00000400/ema "
         "--target dit.safetensors --direction mindspore-to-torch",
         "python -m ospnext_ms train --config yaml_configs/train/tiny_hif8.yaml",
+        "python -m ospnext_ms train --config yaml_configs/train/tiny_watched.yaml",
         "python -m tools.experiments.save_overhead --config yaml_configs/train/tiny.yaml "
         "--set output_dir=output/overhead --set eval_dataset=null --set runner_config.steps=80 "
         "--set callbacks.save_checkpoint_steps=10",
@@ -178,6 +179,7 @@ SHORTER_CONFIGS = {
     "train/tiny.yaml": {"steps: 400": "steps: 2", "batch_size: 4": "batch_size: 2", "clips: 16": "clips: 2",
                         "sigmas: 8": "sigmas: 2", "warmup_steps: 20": "warmup_steps: 1",
                         "save_checkpoint_steps: 100": "save_checkpoint_steps: 2"},
+    "train/tiny_watched.yaml": {"steps: 10": "steps: 2"},
     "post_train/tiny.yaml": {"  prompts: 4": "  prompts: 1", "group_size: 8": "group_size: 4",
                              "  batch_size: 16": "  batch_size: 4", "micro_batch_size: 16": "micro_batch_size: 4",
                              "iterations: 20": "iterations: 1", "count: 200": "count: 2"},
