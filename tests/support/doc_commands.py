@@ -170,6 +170,9 @@ SHORTER = {
     "--seeds 0 1 2 3": "--seeds 0 --steps 2",
     "--model both --samples 1000": "--model both --samples 2 --steps 2 --no-judge",
     "--model sparse --samples 120": "--model sparse --samples 2 --steps 2 --no-judge",
+    "--times 4 --minutes 0.9": "--times 4 --minutes 0.9 --clips 8 --batch-size 2 --steps 2 --workers 1",
+    "output/digits_cache --count 256": "output/digits_cache --count 4",
+    "output/digits_held_out_cache --count 16": "output/digits_held_out_cache --count 2",
     "--samples 1000": "--samples 2", "--device cuda": "--device cpu",
     "--grid 5 32 32 --repeats 3": "--grid 2 8 8 --repeats 1", "--megabytes 64": "--megabytes 1",
     "DIR/vae.json DIR/dit_full.json DIR/dit_sparse.json --output DIR/curves.png":
