@@ -177,8 +177,8 @@ def stand_ins(folder):
 
 
 @pytest.mark.framework
-@pytest.mark.parametrize("scenario", [pytest.param(name, marks=() if name == "plan" else pytest.mark.slow)
-                                      for name in RUN])
+@pytest.mark.parametrize("scenario", [
+    pytest.param(name, marks=() if name == "plan" else (pytest.mark.slow, pytest.mark.long)) for name in RUN])
 def test_commands_of_the_pages_run(tmp_path, scenario):
     folder = copy_of_the_repository(tmp_path / "copy")
     if scenario == "convert":

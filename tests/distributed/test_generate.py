@@ -30,7 +30,8 @@ def command(model_folder, *changes):
 def test_two_videos_on_two_processes_each(model_folder, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a 3 moving left\na 5\n")
-    shared = ("prompts.prompt=null", f"prompts.prompt_file={prompts}")
+    # Nearly without loss: at 18 one pixel that is rounded the other way can change the quantisers of a whole frame.
+    shared = ("prompts.prompt=null", f"prompts.prompt_file={prompts}", "video.crf=1")
     alone = load_config(GenerateConfig, model_folder / "generate.yaml", [*shared, f"output_dir={tmp_path}/alone"])
     expected = sorted(path.relative_to(tmp_path / "alone") for path in generate(alone))
     status, output = run_workers(4, tmp_path, *command(
@@ -40,7 +41,7 @@ def test_two_videos_on_two_processes_each(model_folder, tmp_path):
     assert written == expected
     for name in ("video_0000.mp4", "video_0001.mp4"):
         one, several = (read_video(tmp_path / run / name).astype(int) for run in ("alone", "together"))
-        assert np.abs(one - several).mean() < 0.1
+        assert np.abs(one - several).mean() < 0.05
     logs = [(tmp_path / "logs" / f"worker_{rank}.log").read_text() for rank in range(4)]
     assert [log.count("video_000") for log in logs] == [2, 0, 2, 0]
 

@@ -157,6 +157,8 @@ PLACEHOLDERS = {"SEED": "0", "WEIGHT": "0.004", "SIZE": "2"}
 SHORTER = {
     "--output output/digits --count 512": "--output output/digits --count 6",
     "--output output/digits_held_out --count 16": "--output output/digits_held_out --count 2",
+    "--output output/digits_cache --count 256": "--output output/digits_cache --count 4",
+    "--output output/digits_held_out_cache --count 16": "--output output/digits_held_out_cache --count 2",
     "step_00000400": "step_00000002",
     "runner_config.steps=80": "runner_config.steps=12",
     "save_checkpoint_steps=10": "save_checkpoint_steps=4",
@@ -175,6 +177,7 @@ SHORTER = {
     "output/digits_held_out_cache --count 16": "output/digits_held_out_cache --count 2",
     "--samples 1000": "--samples 2", "--device cuda": "--device cpu",
     "--grid 5 32 32 --repeats 3": "--grid 2 8 8 --repeats 1", "--megabytes 64": "--megabytes 1",
+    "--minutes 0.9": "--minutes 0.05",
     "DIR/vae.json DIR/dit_full.json DIR/dit_sparse.json --output DIR/curves.png":
         "docs/results/logs/vae.json docs/results/logs/dit_full.json --output curves.png",
 }
