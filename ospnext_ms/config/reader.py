@@ -54,7 +54,7 @@ def read_section(cls: type[Section], mapping: object, path: str = "") -> Section
     A field's annotation is its type: bool, int, float (whole numbers are accepted), str, dict (of anything), Literal, a
     dataclass (a nested section), tuple[X, ...] or tuple[X, Y] (a list) of these, and any of them with None. ValueErrors
     of __post_init__ become problems of that section. RENAMED of a class, {old key: field}, are keys still read, with a
-    line on stderr that says so.
+    line on stderr that says so; REPLACED, {old key: words}, are keys no longer read, with what to write instead.
 
     Raises:
         ConfigError: listing every unknown and missing key and every value of the wrong type.
@@ -73,7 +73,9 @@ def _read(cls: type, mapping: object, path: str, problems: list[str], root: type
     before = len(problems)
     mapping = _renamed(cls, mapping, path, problems)
     for key in mapping:
-        if key not in _keys(cls):
+        if key in (replaced := getattr(cls, "REPLACED", {})):
+            problems.append(f"{join(path, key)}: this key is no longer read; {replaced[key]}")
+        elif key not in _keys(cls):
             problems.append(_unknown_key(key, path, cls, root))
     hints = typing.get_type_hints(cls)
     values = {}

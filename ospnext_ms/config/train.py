@@ -4,7 +4,7 @@ A default stands in its dataclass and nowhere else.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ospnext_ms.config.checks import require, require_above_0, require_at_least, require_seed
 from ospnext_ms.config.sections import (
@@ -198,17 +198,24 @@ class RecomputeSection:
     recompute: bool = False
 
 
+# Names of reporting.trackers.TRACKERS.
+TrackerName = Literal["tensorboard", "wandb", "swanlab"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CallbacksSection:
     """A checkpoint every `save_checkpoint_steps` steps and at the end, the last `keep_checkpoint_max` being kept (null:
-    all); a progress line every `per_print_times` steps; TensorBoard scalars."""
+    all); a progress line every `per_print_times` steps. `trackers` get figures, pictures and the configuration, too."""
+
+    REPLACED: ClassVar = {"tensorboard": "write trackers: [tensorboard] for true, trackers: [] for false"}
 
     save_checkpoint_steps: int
     keep_checkpoint_max: int | None = 3
     per_print_times: int = 1
-    tensorboard: bool = True
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
 
     def __post_init__(self):
+        require(len(set(self.trackers)) == len(self.trackers), f"trackers names one twice: {list(self.trackers)}")
         require_at_least(self, 1, "save_checkpoint_steps", "keep_checkpoint_max", "per_print_times")
 
 

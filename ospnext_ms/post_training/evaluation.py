@@ -65,7 +65,8 @@ class Evaluation:
                   "parts": {name: _plain(values) for name, values in scores.parts.items()}}
         with atomic_path(folder / "scores.json") as path:
             path.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        self._write_videos(folder, latents)
+        if sheet := self._write_videos(folder, latents):
+            monitor.picture(iteration, "evaluation/contact_sheet", sheet)
         if iteration:
             figures |= self._rise_since_the_beginning(record, monitor)
         monitor.record(iteration, figures)
@@ -87,13 +88,15 @@ class Evaluation:
             return {}
 
     def _write_videos(self, folder, latents):
+        """The contact sheet's path, None where no videos are kept."""
         video, shown = self.config.video, min(self.config.evaluation.videos, len(latents))
         clips = [self.decoder(latent) for latent in latents[:shown]]
         for i, clip in enumerate(clips):
             write_mp4(folder / f"video_{i:04d}.mp4", clip, video.fps, video.crf)
-        if clips:
-            sheet = contact_sheet(clips, self.prompts[:shown], SHEET_COLUMNS)
-            write_png(folder / "contact_sheet.png", sheet)
+        if not clips:
+            return None
+        write_png(folder / "contact_sheet.png", contact_sheet(clips, self.prompts[:shown], SHEET_COLUMNS))
+        return folder / "contact_sheet.png"
 
 
 def _mean_and_error(scores):

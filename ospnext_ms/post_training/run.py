@@ -3,6 +3,7 @@
 from ospnext_ms.generation.checks import check_files
 from ospnext_ms.generation.prompts import read_prompts
 from ospnext_ms.parallel.degrees import check_parallel, world_size
+from ospnext_ms.reporting.trackers import check_installed
 
 
 def post_train(config, interruption=None):
@@ -15,6 +16,7 @@ def post_train(config, interruption=None):
         FloatingPointError: loss or gradient stopped being finite. RewardError: a reward failed for good.
     """
     check_parallel(config.parallel_config, config.model.dit, world_size())
+    check_installed(config.callbacks.trackers)
     check_files(config)
     for path in (config.prompt_file, config.evaluation.prompt_file):
         read_prompts(path)

@@ -1,4 +1,4 @@
-"""One run's figures to all who want them: the file, TensorBoard, the progress line, the curves at the end."""
+"""One run's figures to all who want them: the file, trackers, the progress line, the curves at the end."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ospnext_ms.reporting.clip_watch import ClipWatch
 from ospnext_ms.reporting.metrics import MetricsFile, read_metrics
-from ospnext_ms.reporting.tensorboard import Scalars
+from ospnext_ms.reporting.trackers import open_trackers
 from ospnext_ms.storage.files import atomic_path
 
 CONFIGURATION = "configuration.json"
@@ -28,11 +28,12 @@ class Monitor:
         self._line, self._draw = line, draw
         self._print_every = config.callbacks.per_print_times
         self._clips = ClipWatch()
-        self._files = [MetricsFile(self.folder, steps_done)]
-        if config.callbacks.tensorboard:
-            self._files.append(Scalars(self.folder, steps_done))
+        self._file = MetricsFile(self.folder, steps_done)
+        configuration = json.dumps(dataclasses.asdict(config), indent=1)
         with atomic_path(self.folder / CONFIGURATION) as path:
-            path.write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n", encoding="utf-8")
+            path.write_text(configuration + "\n", encoding="utf-8")
+        self._trackers = open_trackers(config.callbacks.trackers, self.folder, json.loads(configuration), steps_done,
+                                       self.say)
 
     def step(self, step, figures, seconds_left=None):
         """Notes the figures {name: number} of step `step`, counted from 1, and prints its line where one is due."""
@@ -42,16 +43,21 @@ class Monitor:
 
     def record(self, step, figures):
         """Notes figures without a line, but for a warning."""
-        for file in self._files:
-            file.add(step, figures)
+        self._file.add(step, figures)
+        for tracker in self._trackers:
+            tracker.add(step, figures)
         if warning := self._clips(figures):
             self.say(f"step {step}: {warning}")
 
     def picture(self, step, name, path):
-        """Shows a PNG file as `name` at `step`, where there is something to show pictures."""
-        for file in self._files:
-            if hasattr(file, "picture"):
-                file.picture(step, name, path)
+        """Shows a PNG file as `name` at `step` in the trackers."""
+        for tracker in self._trackers:
+            tracker.picture(step, name, path)
+
+    def video(self, step, name, path):
+        """Shows an mp4 file as `name` at `step` in those trackers that show videos."""
+        for tracker in self._trackers:
+            tracker.video(step, name, path)
 
     def say(self, text):
         """Prints a line."""
@@ -59,6 +65,6 @@ class Monitor:
 
     def close(self):
         """Finishes the files and draws the curves; returns the picture's path, None where there is nothing to draw."""
-        for file in self._files:
+        for file in (self._file, *self._trackers):
             file.close()
         return self._draw(read_metrics(self.folder), self.folder, self.note)

@@ -87,12 +87,17 @@ def check_same_run(checkpoint, config, identity, may_change, compute_dtype):
 
 
 def _in_todays_words(configuration, compute_dtype):
-    """A saved configuration where null for the residual stream, once the default, is what it stood for."""
+    """A saved configuration as it would be written today.
+
+    Null for the residual stream, once the default, is what it stood for; `callbacks.tensorboard`, which became one of
+    the trackers, is of no matter to a resumed run.
+    """
     model = configuration["model"]
     dit = model["dit"]
     if dit.get("residual_dtype", compute_dtype) is None:
         dit = dit | {"residual_dtype": compute_dtype}
-    return configuration | {"model": model | {"dit": dit}}
+    callbacks = {key: value for key, value in configuration["callbacks"].items() if key != "tensorboard"}
+    return configuration | {"model": model | {"dit": dit}, "callbacks": callbacks}
 
 
 def leave(number, done, store, highest, monitor, close=lambda: None):

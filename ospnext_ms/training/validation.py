@@ -98,7 +98,7 @@ class Validation:
             monitor.record(step, {"seconds/validation": round(time.perf_counter() - began, 3)})
 
     def _report(self, step, folder, monitor):
-        sheet = write_overviews(folder, self.jobs, self.video)[0]
+        sheet, *grid = write_overviews(folder, self.jobs, self.video)
         middle = [thumbnail(_middle_frame(folder.video(job), self.video.frames)) for job in self.jobs]
         write_png(folder.records / _MIDDLE_FRAMES, np.concatenate(middle, axis=1))
         with atomic_path(folder.records / RECORD) as path:
@@ -107,6 +107,8 @@ class Validation:
         strip = self._draw_film_strip(step)
         for name, picture in (("contact_sheet", sheet), ("film_strip", strip)):
             monitor.picture(step, f"{FOLDER}/{name}", picture)
+        for path in grid or [folder.video(self.jobs[0])]:
+            monitor.video(step, f"{FOLDER}/videos", path)
         monitor.say(f"validation at {step}: {sheet}, {strip.name}")
 
     def _draw_film_strip(self, last):

@@ -19,7 +19,7 @@ ITERATION = {"window_start": 3, "iteration_seconds": 2.5, "reward_mean": 0.5, "k
 @dataclass
 class Callbacks:
     per_print_times: int = 100
-    tensorboard: bool = False
+    trackers: tuple = ()
 
 
 @dataclass
@@ -64,12 +64,13 @@ def test_a_line_every_so_many_steps_and_at_the_end_with_the_note_on_each(make, c
 
 def test_numbers_go_to_tensorboard_and_the_configuration_to_a_file(make, tmp_path, monkeypatch):
     added = []
-    writer = SimpleNamespace(add_scalar=lambda *scalar: added.append(scalar), close=lambda: None)
+    writer = SimpleNamespace(add_scalar=lambda *scalar: added.append(scalar), close=lambda: None,
+                             add_text=lambda name, text, step: added.append((name, '"per_print_times": 100' in text)))
     monkeypatch.setattr("tensorboardX.SummaryWriter", lambda folder, purge_step: added.append(purge_step) or writer)
-    monitor = make(iteration_line, draw_rewards, steps_done=6, tensorboard=True)
+    monitor = make(iteration_line, draw_rewards, steps_done=6, trackers=("tensorboard",))
     monitor.step(7, ITERATION)
-    assert added == [7, ("window_start", 3, 7), ("iteration_seconds", 2.5, 7), ("reward_mean", 0.5, 7),
-                     ("failed/a", 1, 7)]
+    assert added == [7, ("configuration", True), ("window_start", 3, 7), ("iteration_seconds", 2.5, 7),
+                     ("reward_mean", 0.5, 7), ("failed/a", 1, 7)]
     assert json.loads((tmp_path / CONFIGURATION).read_text())["callbacks"]["per_print_times"] == 100
     assert monitor.close() == tmp_path / REWARD_CURVE
 

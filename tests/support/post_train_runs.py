@@ -43,7 +43,7 @@ def settings(model, output, **changes):
         "prompt_file": str(model / "prompts.txt"),
         "evaluation": {"prompt_file": str(model / "held_out.txt"), "count": 2, "seed": 1, "videos": 1},
         "runner_config": {"iterations": 2},
-        "callbacks": {"save_checkpoint_steps": 1, "tensorboard": False},
+        "callbacks": {"save_checkpoint_steps": 1, "trackers": []},
     }
     return configs.changed(values, **changes)
 

@@ -44,7 +44,7 @@ def settings(folder, data, steps=6, every=3):
         "flow": {"shift": 3.0},
         "ema": {"decay": 0.9},
         "train_dataset": {"kind": "cache", "path": str(data), "text_drop": 0.3},
-        "callbacks": {"save_checkpoint_steps": every, "tensorboard": False},
+        "callbacks": {"save_checkpoint_steps": every, "trackers": []},
     }
 
 

@@ -259,7 +259,7 @@ def test_random_data_says_so_in_every_progress_line(tmp_path, data, capsys):
 def test_figures_evaluation_and_scalars_are_written(tmp_path, data, capsys):
     values = pynative(tmp_path / "run", data, steps=3)
     values["eval_dataset"] = {"path": str(data), "clips": 2, "sigmas": 3, "every": 2}
-    values["callbacks"]["tensorboard"] = True
+    values["callbacks"]["trackers"] = ["tensorboard"]
     run = trainer(tmp_path, values)
     weights = run.learner.state.copy_to_host()
     run._evaluate(None)

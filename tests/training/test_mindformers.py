@@ -40,7 +40,7 @@ def config(mindformers, tmp_path):
     found.context.mode = "pynative"
     found.runner_config.steps, found.runner_config.batch_size = 2, 1
     found.lr_schedule.warmup_steps = 0
-    found.callbacks.tensorboard = False
+    found.callbacks.trackers = []
     return found
 
 

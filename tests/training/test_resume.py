@@ -88,6 +88,14 @@ def test_a_residual_stream_once_saved_as_null_was_in_the_compute_dtype(tmp_path)
         check_same_run(checkpoint, config, {}, MAY_CHANGE, "bf16")
 
 
+def test_a_checkpoint_that_knew_tensorboard_only_is_resumed(tmp_path):
+    config = runs.read_config(tmp_path / "c.yaml", runs.settings("out", "data"))
+    state = json.loads(json.dumps(run_state(config, {})))
+    del state["configuration"]["callbacks"]["trackers"]
+    state["configuration"]["callbacks"]["tensorboard"] = True
+    check_same_run(Checkpoint(Path("step_00000003"), 3, state, {}), config, {}, MAY_CHANGE, "fp32")
+
+
 def test_rewards_may_be_given_more_time_but_not_another_weight(tmp_path):
     def config(**changes):
         values = policy_runs.settings(Path("model"), "out")

@@ -62,7 +62,7 @@ def watched(tmp_path_factory, data, model):
     """Folder of a finished run with validation."""
     folder = tmp_path_factory.mktemp("watched")
     values = settings(folder / "run", data, model)
-    values["callbacks"]["tensorboard"] = True
+    values["callbacks"]["trackers"] = ["tensorboard"]
     train(folder, values)
     return folder / "run"
 

@@ -72,7 +72,7 @@ def command_of(arguments, recipe, seed):
         "seed": seed, "output_dir": folder_of(arguments.output, recipe, seed), "runner_config.steps": arguments.steps,
         "runner_config.batch_size": arguments.batch_size, "train_dataset.path": arguments.data,
         "eval_dataset.path": arguments.held_out, "eval_dataset.every": max(1, arguments.steps // 4),
-        "callbacks.keep_checkpoint_max": 1, "callbacks.tensorboard": "false", "callbacks.per_print_times": 50,
+        "callbacks.keep_checkpoint_max": 1, "callbacks.trackers": "[]", "callbacks.per_print_times": 50,
         **changes,
     }
     sets = [f"{key}={value}" for key, value in values.items()] + arguments.overrides
