@@ -60,7 +60,7 @@ hand_on() {
   asked=$1
   local pid
   for pid in $(cat "/proc/$job/task/$job/children"); do
-    if tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qx 'MS_ROLE=MS_WORKER'; then
+    if tr '\0' '\n' 2>/dev/null <"/proc/$pid/environ" | grep -qx 'MS_ROLE=MS_WORKER'; then
       kill -"$asked" "$pid" 2>/dev/null || true
     fi
   done

@@ -177,7 +177,6 @@ SHORTER = {
     "output/digits_held_out_cache --count 16": "output/digits_held_out_cache --count 2",
     "--samples 1000": "--samples 2", "--device cuda": "--device cpu",
     "--grid 5 32 32 --repeats 3": "--grid 2 8 8 --repeats 1", "--megabytes 64": "--megabytes 1",
-    "--minutes 0.9": "--minutes 0.05",
     "DIR/vae.json DIR/dit_full.json DIR/dit_sparse.json --output DIR/curves.png":
         "docs/results/logs/vae.json docs/results/logs/dit_full.json --output curves.png",
 }
