@@ -157,8 +157,6 @@ PLACEHOLDERS = {"SEED": "0", "WEIGHT": "0.004", "SIZE": "2"}
 SHORTER = {
     "--output output/digits --count 512": "--output output/digits --count 6",
     "--output output/digits_held_out --count 16": "--output output/digits_held_out --count 2",
-    "--output output/digits_cache --count 256": "--output output/digits_cache --count 4",
-    "--output output/digits_held_out_cache --count 16": "--output output/digits_held_out_cache --count 2",
     "step_00000400": "step_00000002",
     "runner_config.steps=80": "runner_config.steps=12",
     "save_checkpoint_steps=10": "save_checkpoint_steps=4",
