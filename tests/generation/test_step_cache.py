@@ -113,14 +113,11 @@ def test_each_branch_of_guidance_has_its_own_residual():
 class Toy:
     """Stands for the reference network: blocks that add t times the input."""
 
-    def embed_patches(self, x):
-        return x
-
     def project(self, x, t, added):
         return x + added
 
-    def __call__(self, x, t, text, return_hidden):
-        return x + t * x, [x + t * x]
+    def forward_with_added(self, x, t, text):
+        return x + t * x, t * x
 
 
 def test_the_reference_reuses_alike():

@@ -219,9 +219,10 @@ class OSPNextDiT(nn.Module):
         out = self._unpatchify(self.head(x_BSNC[:, 0], e_BC), grid)
         return (out, hidden) if return_hidden else out
 
-    def embed_patches(self, x_BCThw):
-        """What the blocks start from, [B, N, C] in natural order."""
-        return self._embed_patches(x_BCThw)[0][:, 0]
+    def forward_with_added(self, x_BCThw, t_B, text_BLC):
+        """(`forward`, what the blocks add to the residual stream [B, N, C] in natural order)."""
+        velocity, hidden = self(x_BCThw, t_B, text_BLC, return_hidden=True)
+        return velocity, hidden[-1] - self._embed_patches(x_BCThw)[0][:, 0]
 
     def project(self, x_BCThw, t_B, added_BNC):
         """Velocity where `added_BNC` stands for what the blocks add."""

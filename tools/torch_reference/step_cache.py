@@ -7,8 +7,9 @@ class CachedDiT:
     """Called as the network, step by step from the first to the last and again; both branches of guidance in one call.
 
     Args:
-        dit: dit.OSPNextDiT. reused_steps: for each step, whether it reuses what the blocks added before; None computes
-            every step and keeps the ratios of the residuals' magnitudes in `ratios` [steps - 1], one list a step.
+        dit: has forward_with_added and project, as dit.OSPNextDiT and gpu.packed.PackedDiT have.
+        reused_steps: for each step, whether it reuses what the blocks added before; None computes every step and keeps
+            the ratios of the residuals' magnitudes in `ratios` [steps - 1], one list a step.
         num_steps: of the schedule, where `reused_steps` is None.
     """
 
@@ -25,8 +26,8 @@ class CachedDiT:
         self._calls += 1
         if self._reused_steps[step]:
             return self._dit.project(x, t_B, self._residual)
-        velocity, hidden = self._dit(x, t_B, text, return_hidden=True)
-        before, residual = self._residual, hidden[-1] - self._dit.embed_patches(x)
+        before = self._residual
+        velocity, residual = self._dit.forward_with_added(x, t_B, text)
         if self._measures and step:
             self.ratios[step].append((_norm(residual) / _norm(before)).mean().item())
         self._residual = residual

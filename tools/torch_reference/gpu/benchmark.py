@@ -66,6 +66,8 @@ def build_parser():
     parser.add_argument("--train-step", action="store_true", help="forward and backward instead of a forward")
     parser.add_argument("--video", action="store_true", help="whole videos instead: all steps and the VAE")
     parser.add_argument("--video-steps", type=int, help="with fewer than 50 the total is worked out for 50")
+    parser.add_argument("--video-reused", nargs="+", type=int, default=[0], metavar="N",
+                        help="steps that reuse what the blocks added in an earlier one, of all 50 (a step cache)")
     parser.add_argument("--num-layers", type=int, help="of the train step, default half of the model's")
     parser.add_argument("--output", type=Path, help="folder for the JSON, or to plot from")
     parser.add_argument("--plot", type=Path, help="draw the JSON files of --output and measure nothing")
@@ -82,6 +84,8 @@ def main(argv=None):
         return 0
     if args.video_steps and not args.video:
         raise SystemExit("--video-steps goes with --video")
+    if any(args.video_reused) and (args.video_steps or not args.video):
+        raise SystemExit("--video-reused goes with --video and all of its steps; leave out --video-steps")
     args.degrees = []
     if args.gpus == 1:
         return run(args, torch.device("cuda" if torch.cuda.is_available() else "cpu"))

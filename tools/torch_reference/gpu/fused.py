@@ -188,7 +188,7 @@ class TritonKernels(EagerKernels):
         if shift_C is not None:
             bias = bias + self.of_constant(layer, shift_C)
         if gate_BC is not None:
-            weight = torch.mul(weight, gate_BC[0][:, None], out=torch.empty_like(weight))
+            weight = self._triton.scale_rows(weight, gate_BC[0].contiguous())
             bias = bias * gate_BC[0]
         for part, out in zip(parts, x_BNC.split([part.shape[1] for part in parts], dim=1), strict=True):
             self._product(part.contiguous(), weight, bias, out=out, adds=True)

@@ -221,10 +221,32 @@ class PackedDiT(nn.Module):
 
         Raises ValueError where x does not divide into patches or the text is too long.
         """
-        kernels = self.kernels or default_kernels(x_BCThw.device)
-        executions = self.executions(kernels)
         patches_BNK, grid = self._patchify(x_BCThw)
         e_BC, e0_B6C = embed_time(self, t_B)
+        return self._velocity(*self._run_blocks(patches_BNK, grid, e0_B6C, text_BLC), e_BC, grid)
+
+    def forward_with_added(self, x_BCThw, t_B, text_BLC):
+        """(`forward`, what the blocks add to the residual stream [B, N, C] in natural order)."""
+        patches_BNK, grid = self._patchify(x_BCThw)
+        e_BC, e0_B6C = embed_time(self, t_B)
+        x_BNC, pattern = self._run_blocks(patches_BNK, grid, e0_B6C, text_BLC)
+        velocity = self._velocity(x_BNC, pattern, e_BC, grid)
+        return velocity, self.sequence.leave(x_BNC, grid, pattern).sub_(self._embed_patches(patches_BNK))
+
+    def project(self, x_BCThw, t_B, added_BNC):
+        """Velocity where `added_BNC` stands for what the blocks add."""
+        patches_BNK, grid = self._patchify(x_BCThw)
+        x_BNC = self._embed_patches(patches_BNK) + added_BNC
+        patches_BNK = self.head(x_BNC, embed_time(self, t_B)[0], self._kernels_on(x_BNC.device))
+        return self._unpatchify(patches_BNK, grid)
+
+    def _kernels_on(self, device):
+        return self.kernels or default_kernels(device)
+
+    def _run_blocks(self, patches_BNK, grid, e0_B6C, text_BLC):
+        """(the residual stream after all blocks, the pattern in whose order it is)."""
+        kernels = self._kernels_on(patches_BNK.device)
+        executions = self.executions(kernels)
         text_BLC = self._embed_text(text_BLC)
         texts = {each.kernels: each.kernels.input_of_linear(text_BLC) for each in executions}
         x_BNC = self._embed_patches(self.sequence.enter(patches_BNK, grid))
@@ -239,9 +261,11 @@ class PackedDiT(nn.Module):
                                     wanted != "full", execution)
         if owed is not None:
             x_BNC = kernels.update(x_BNC, *owed)
-        patches_BNK = self.head(x_BNC, e_BC, kernels)
-        patches_BNK = self.sequence.leave(patches_BNK, grid, pattern)
-        return self._unpatchify(patches_BNK, grid)
+        return x_BNC, pattern
+
+    def _velocity(self, x_BNC, pattern, e_BC, grid):
+        patches_BNK = self.head(x_BNC, e_BC, self._kernels_on(x_BNC.device))
+        return self._unpatchify(self.sequence.leave(patches_BNK, grid, pattern), grid)
 
     def executions(self, kernels=None):
         """The Execution of every block."""

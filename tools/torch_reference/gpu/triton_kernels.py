@@ -191,6 +191,29 @@ def update_norm(x_BNC, y_BNC, gate_BC, factor_BC, shift_BC, dtype, gather_N=None
 
 
 @triton.jit
+def _scale_rows_kernel(x_ptr, factor_ptr, out_ptr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    row = tl.program_id(0)
+    factor = tl.load(factor_ptr + row)
+    x_ptr += row.to(tl.int64) * WIDTH
+    out_ptr += row.to(tl.int64) * WIDTH
+    for i in tl.static_range((WIDTH + CHUNK - 1) // CHUNK):
+        columns = i * CHUNK + tl.max_contiguous(tl.arange(0, CHUNK), _HALVES)
+        x = tl.load(x_ptr + columns, mask=columns < WIDTH).to(tl.float32)
+        tl.store(out_ptr + columns, (x * factor).to(out_ptr.dtype.element_ty), mask=columns < WIDTH)
+
+
+def scale_rows(x_NK, factor_N):
+    """Rows times fp32 factors, rounded to the dtype of x, in a new tensor."""
+    assert x_NK.is_contiguous()
+    assert factor_N.is_contiguous()
+    out_NK = torch.empty_like(x_NK)
+    rows, width = x_NK.shape
+    if x_NK.numel():
+        _scale_rows_kernel[(rows,)](x_NK, factor_N, out_NK, WIDTH=width, CHUNK=chunk_of(width, 2 * CHUNK))
+    return out_NK
+
+
+@triton.jit
 def _rotated(x, cos, sin, CHUNK: tl.constexpr, PAIRS: tl.constexpr):
     even, odd = tl.split(tl.reshape(x, (CHUNK, PAIRS, 2)))
     return tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (CHUNK, PAIRS * 2))

@@ -66,6 +66,24 @@ def test_whole_video_is_sampled_and_decoded(tmp_path, monkeypatch, capsys):
     assert "worked out for 3 steps" in capsys.readouterr().out
 
 
+def test_video_with_reused_steps(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(video, "VAE_DIM", 8)
+    monkeypatch.setattr(video, "STEPS", 5)
+    assert benchmark.main(["--setting", "tiny", "--mode", "sparse", "--video", "--video-reused", "0", "2", "--output",
+                           str(tmp_path)]) == 0
+    without, cached = json.loads((tmp_path / "tiny_tiny_video_1gpu.json").read_text())["videos"]
+    assert (without["steps_reused"], cached["steps_reused"]) == (0, 2)
+    assert without["reused_step_seconds"] is None
+    assert cached["reused_step_seconds"] < cached["step_seconds"]
+    assert cached["total_is_measured"]
+    assert "5 steps, 2 of them reusing another" in capsys.readouterr().out
+    assert video.spread_reused(50, 20) == [False] * 10 + [False, True] * 20
+    with pytest.raises(ValueError, match="21 of 50 steps reuse another; valid: 0 to 20"):
+        video.spread_reused(50, 21)
+    with pytest.raises(SystemExit, match="leave out --video-steps"):
+        benchmark.main(["--video", "--video-reused", "2", "--video-steps", "5"])
+
+
 def test_train_config_keeps_the_proportion_of_full_blocks():
     half = training_config(MODELS["14b"])
     assert (half.num_layers, half.num_full_blocks) == (20, 4)

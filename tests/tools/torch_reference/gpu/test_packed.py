@@ -18,6 +18,7 @@ from tools.torch_reference.gpu.attention_backends import attention_backend, one_
 from tools.torch_reference.gpu.packed import PackedDiT  # noqa: E402
 from tools.torch_reference.gpu.sequence import PackedSequence, runs_of  # noqa: E402
 from tools.torch_reference.loading import load  # noqa: E402
+from tools.torch_reference.step_cache import CachedDiT  # noqa: E402
 
 GOLDEN_CONFIG = DiTConfig(dim=64, ffn_dim=128, num_heads=4, num_layers=8, freq_dim=64, text_dim=32, text_len=16,
                           num_full_blocks=4)
@@ -138,6 +139,25 @@ def test_updates_left_to_the_next_block_change_nothing(layout, monkeypatch):
     switches = sum(a != b for a, b in zip(["token", *sparse], sparse, strict=False))
     assert sum(gathered) == switches > 0
     assert len(gathered) == 8 * 2 + 7
+
+
+@pytest.mark.parametrize("num_full_blocks", [0, 4])
+@pytest.mark.parametrize("kernels", ["eager", "adds itself"])
+def test_reused_steps_are_those_of_the_reference(num_full_blocks, kernels):
+    """With no full block at the end the tokens leave the blocks in group order."""
+    padded, packed = _models(replace(CONFIG, num_layers=8, num_full_blocks=num_full_blocks))
+    packed.kernels = _AddsItself() if kernels == "adds itself" else None
+    x, _, text = _inputs(CONFIG, (2, 7, 6))
+    reused = [False, True, True, False, True]
+    outputs = []
+    with torch.no_grad():
+        for model in (padded, packed):
+            cached = CachedDiT(model, reused)
+            outputs.append([cached((1 - 0.1 * i) * x, torch.full((2,), 900.0 - 100 * i), text) for i in range(5)])
+        computed = packed(0.9 * x, torch.full((2,), 800.0), text)
+    for expected, out in zip(*outputs, strict=True):
+        assert relative_error(out, expected) < 1e-6
+    assert relative_error(outputs[1][1], computed) > 1e-3
 
 
 class _AddsItself(fused.EagerKernels):
