@@ -23,7 +23,7 @@ import torch._dynamo
 import torch.distributed as dist
 
 from ospnext_ms.storage.files import atomic_path
-from tools.torch_reference.gpu import cublas_lt, fused
+from tools.torch_reference.gpu import fused
 from tools.torch_reference.gpu.attention_backends import BACKENDS, attention_backend, fa3_module
 from tools.torch_reference.gpu.forward import MODES, RESIDUAL, measure_forwards
 from tools.torch_reference.gpu.launch import launch
@@ -46,8 +46,6 @@ def build_parser():
                         help="between the matrix products; several are measured one after the other; 'compiled' is "
                              "torch.compile of whole blocks; default triton on a GPU, eager elsewhere")
     parser.add_argument("--attention", choices=("fastest", *BACKENDS), default="fastest")
-    parser.add_argument("--algorithms", type=int, default=cublas_lt.CANDIDATES, metavar="N",
-                        help="of cuBLASLt to time for each product; 1 takes the first that it proposes")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--skiparse-parallel", nargs="+", type=int, help="S of every layout; default all valid ones")
@@ -120,7 +118,6 @@ def run(args, device):
     started = time.perf_counter()
     # Beyond this many shapes torch.compile would silently run eagerly.
     torch._dynamo.config.recompile_limit = 256
-    cublas_lt.CANDIDATES = args.algorithms
     args.kernels = args.kernels or (["triton"] if device.type == "cuda" else ["eager"])
     setting = SETTINGS[args.setting]
     config = MODELS[args.model or setting.model]

@@ -1,23 +1,17 @@
 """Matrix products by cuBLASLt, for what PyTorch's operators leave out of it: a GELU, an output in float8 and the update
-of the residual stream inside the product, and the choice of the algorithm by measuring.
+of the residual stream inside the product.
 
-The library is the one that PyTorch has loaded, called through ctypes. Of every shape the algorithms that cuBLASLt
-proposes are timed on the operands of the first call; the fastest stays. Constants: cublasLt.h of CUDA 12 and 13.
+The library is the one that PyTorch has loaded, called through ctypes; the algorithm is the first that it proposes.
+Constants: cublasLt.h of CUDA 12 and 13.
 """
 
 import ctypes
 import functools
-from statistics import median
 
 import torch
 
 LIBRARIES = ("libcublasLt.so.13", "libcublasLt.so.12")
 WORKSPACE_BYTES = 64 * 2**20
-# Algorithms to time, each alone for so long that the clock settles: a card under load draws all the power it may, and
-# fastest is what needs the least energy. The best of a first round are measured in more; another than the first must be
-# faster by a share that is no noise.
-CANDIDATES, FINALISTS, ROUNDS, WINDOW_MILLISECONDS, MARGIN = 8, 3, 2, 150.0, 0.005
-MAX_CALLS = 60
 MAX_ALIGNMENT = 256
 
 _TYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 14, torch.float8_e4m3fn: 28}
@@ -111,22 +105,18 @@ class _Product:
             if scale is not None:
                 self._set(attribute, ctypes.c_void_p(scale.data_ptr()))
         if self.algorithm is None:
-            # Where it adds, timing must not: y would change.
-            self.algorithm = self._fastest(x, weight, torch.empty_like(y) if self.adds else y)
-        self._launch(x, weight, y, self.algorithm)
-
-    def _launch(self, x, weight, y, algorithm):
+            self.algorithm = self._proposal(x, weight, y)
         one, beta = ctypes.c_float(1), ctypes.c_float(self.adds)
         workspace = _workspace(x.device)
         c = None if y.dtype.itemsize == 1 else ctypes.c_void_p(y.data_ptr())
         _call("cublasLtMatmul", _handle(x.device), self.descriptor, ctypes.byref(one),
               ctypes.c_void_p(weight.data_ptr()), self.w_layout, ctypes.c_void_p(x.data_ptr()), self.x_layout,
               ctypes.byref(beta), c, self.c_layout, ctypes.c_void_p(y.data_ptr()), self.y_layout,
-              ctypes.byref(algorithm), ctypes.c_void_p(workspace.data_ptr()), ctypes.c_size_t(workspace.numel()),
+              ctypes.byref(self.algorithm), ctypes.c_void_p(workspace.data_ptr()), ctypes.c_size_t(workspace.numel()),
               ctypes.c_void_p(torch.cuda.current_stream(x.device).cuda_stream))
 
-    def _proposals(self, x, weight, y):
-        preference, found = ctypes.c_void_p(), ctypes.c_int()
+    def _proposal(self, x, weight, y):
+        preference, found, result = ctypes.c_void_p(), ctypes.c_int(), _Heuristic()
         _call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
         try:
             values = {_WORKSPACE: ctypes.c_size_t(WORKSPACE_BYTES)}
@@ -135,48 +125,14 @@ class _Product:
             for attribute, value in values.items():
                 _call("cublasLtMatmulPreferenceSetAttribute", preference, attribute, ctypes.byref(value),
                       ctypes.sizeof(value))
-            results = (_Heuristic * CANDIDATES)()
             _call("cublasLtMatmulAlgoGetHeuristic", _handle(x.device), self.descriptor, self.w_layout, self.x_layout,
-                  self.c_layout, self.y_layout, preference, CANDIDATES, results, ctypes.byref(found))
+                  self.c_layout, self.y_layout, preference, 1, ctypes.byref(result), ctypes.byref(found))
         finally:
             _call("cublasLtMatmulPreferenceDestroy", preference)
-        usable = [result.algorithm for result in results[: found.value] if result.state == 0]
-        if not usable:
+        if found.value == 0 or result.state != 0:
             raise RuntimeError(f"cuBLASLt has no algorithm for {tuple(x.shape)} x {tuple(weight.shape)}^T, "
                                f"{x.dtype} to {y.dtype}")
-        return usable
-
-    def _fastest(self, x, weight, y):
-        proposals = self._proposals(x, weight, y)
-        if len(proposals) == 1:
-            return proposals[0]
-        once = self._milliseconds(x, weight, y, proposals[0], 1, 1)
-        calls = max(3, min(MAX_CALLS, round(WINDOW_MILLISECONDS / max(once, 1e-3))))
-
-        def window(i):
-            return self._milliseconds(x, weight, y, proposals[i], calls, calls // 3)
-
-        measured = [[window(i)] for i in range(len(proposals))]
-        finalists = sorted({0, *sorted(range(len(proposals)), key=measured.__getitem__)[:FINALISTS]})
-        # Round by round, so that a card that heats up meets all of them.
-        for _ in range(ROUNDS):
-            for i in finalists:
-                measured[i].append(window(i))
-        times = {i: median(measured[i]) for i in finalists}
-        best = min(times, key=times.__getitem__)
-        return proposals[best if times[best] < (1 - MARGIN) * times[0] else 0]
-
-    def _milliseconds(self, x, weight, y, algorithm, calls, warm_up):
-        """Of `calls` calls after `warm_up` more."""
-        for _ in range(warm_up):
-            self._launch(x, weight, y, algorithm)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(calls):
-            self._launch(x, weight, y, algorithm)
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
+        return result.algorithm
 
 
 _products = {}

@@ -131,8 +131,8 @@ class InductorKernels(EagerKernels):
 
 class TritonKernels(EagerKernels):
     """Hand-written kernels. No gradients; x, q and k are updated in place. Products in bf16 go to cuBLASLt, with the
-    GELU inside and the algorithm that measured fastest; what they add to an fp32 stream they add themselves, with the
-    gate in the weight's rows: y is not rounded, the weight twice.
+    GELU inside; what they add to an fp32 stream they add themselves, with the gate in the weight's rows: y is not
+    rounded, the weight twice.
     """
 
     def __init__(self):

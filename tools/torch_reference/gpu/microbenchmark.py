@@ -18,7 +18,7 @@ from tools.torch_reference.gpu.timing import sustained_rate, timed
 
 REPEATS = 7
 # Backends of attention that one call each cannot tell apart are measured by turns under load.
-CLOSE, ROUNDS, LOAD_SECONDS = 1.2, 2, 0.3
+CLOSE, LOAD_SECONDS = 1.2, 0.3
 
 
 class Table:
@@ -87,9 +87,9 @@ def _fastest(table, suffix, names, operands, runs, pairs, config):
 def _fastest_under_load(calls, device):
     """Of {name: function} the name of the fastest at the clock that the card holds, whichever came first."""
     rates = {name: [] for name in calls}
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            rates[name].append(sustained_rate(1, call, device, LOAD_SECONDS))
+    # There and back, as a card that heats up slows down.
+    for name in (*calls, *reversed(calls)):
+        rates[name].append(sustained_rate(1, calls[name], device, LOAD_SECONDS))
     words = (f"{name} {1e3 / median(each):.3f} ms" for name, each in rates.items())
     print(f"  under load: {', '.join(words)}", flush=True)
     return max(calls, key=lambda name: median(rates[name]))
