@@ -288,6 +288,18 @@ def test_triton_kernels_keep_the_contract(shape, monkeypatch):
         assert all(error < bound for error in errors.values()), errors
 
 
+@pytest.mark.parametrize("width", [48, 5120, 13824])
+def test_gates_go_into_the_rows_of_a_weight(width, monkeypatch):
+    pytest.importorskip("triton", reason="the hand-written kernels need Triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    triton_kernels = importlib.import_module("tools.torch_reference.gpu.triton_kernels")
+    weight, gate = torch.randn(3, width).bfloat16(), torch.randn(3)
+    scaled = triton_kernels.scale_rows(weight, gate)
+    assert scaled.dtype == torch.bfloat16
+    # One unit in the last place, as above.
+    assert relative_error(scaled.float(), weight.float() * gate[:, None]) < 5e-3
+
+
 def test_packed_with_triton_kernels(monkeypatch):
     pytest.importorskip("triton", reason="the hand-written kernels need Triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
