@@ -11,7 +11,7 @@ from ospnext_ms.kernels.device import on_ascend
 class RotatePairs(nn.Cell):
     """(x[2i] cos - x[2i+1] sin, x[2i] sin + x[2i+1] cos) in place of the pairs (2i, 2i+1) of every head.
 
-    x [B, N, H, D] any float dtype; cos and sin [N, D/2] fp32. Output fp32 [B, N, H, D].
+    x [B, N, H, D] any float dtype; cos and sin from `rotations`. Output fp32 [B, N, H, D].
 
     Elsewhere than on Ascend the pairs are swapped by a product with a constant matrix, which is exact: the CPU
     backend's gradient of a concatenation along a short last axis alone took a fifth of a training step.
@@ -21,25 +21,21 @@ class RotatePairs(nn.Cell):
         super().__init__()
         self.native = on_ascend()
 
-    def construct(self, x_BNHD, cos_ND, sin_ND):
+    def construct(self, x_BNHD, cos_1N1D, sin_1N1D):
         x = x_BNHD.astype(ms.float32)
-        return _by_operator(x, cos_ND, sin_ND) if self.native else _by_product(x, cos_ND, sin_ND)
+        if self.native:
+            # Mode 1 rotates interleaved pairs.
+            return ops.rotary_position_embedding(x, cos_1N1D, sin_1N1D, 1)
+        turned = ops.MatMul()(x.reshape(-1, x.shape[-1]), _quarter_turn(x.shape[-1])).reshape(x.shape)
+        return x * cos_1N1D + turned * sin_1N1D
 
 
-def _by_operator(x, cos_ND, sin_ND):
-    """One call of RotaryPositionEmbedding; mode 1 rotates interleaved pairs."""
-    return ops.rotary_position_embedding(x, _for_both(cos_ND), _for_both(sin_ND), 1)
+def rotations(cos_ND, sin_ND):
+    """Cosines and sines, NumPy fp32 [N, D/2], as RotatePairs takes them: Tensors fp32 [1, N, 1, D], each number twice.
 
-
-def _by_product(x, cos_ND, sin_ND):
-    turned = ops.MatMul()(x.reshape(-1, x.shape[-1]), _quarter_turn(x.shape[-1])).reshape(x.shape)
-    return x * _for_both(cos_ND) + turned * _for_both(sin_ND)
-
-
-def _for_both(table_ND):
-    """[N, D/2] -> [1, N, 1, D], each number twice."""
-    num_tokens, pairs = table_ND.shape
-    return ops.tile(table_ND.reshape(num_tokens, pairs, 1), (1, 1, 2)).reshape(1, num_tokens, 1, 2 * pairs)
+    Made on the host and once for all blocks: what a graph makes of constants it keeps, for every block anew.
+    """
+    return tuple(Tensor(np.repeat(table, 2, 1)[None, :, None]) for table in (cos_ND, sin_ND))
 
 
 @constexpr

@@ -42,7 +42,7 @@ class DiTBlock(nn.Cell):
     with (shift_a, scale_a, gate_a, shift_f, scale_f, gate_f) = modulation + e0. Norms, modulation and the updates of x
     are fp32; x is rounded once per update to its own dtype.
 
-    Inputs: x [B, N, C], e0 [B, 6, C] fp32, text [B, L, C], cos and sin [N, D/2], grid, pattern. Output: as x.
+    Inputs: x [B, N, C], e0 [B, 6, C] fp32, text [B, L, C], cos and sin [1, N, 1, D], grid, pattern. Output: as x.
     """
 
     def __init__(self, config, linear, sequence, attention, cross_attention, sparse, dtype, attention_inputs=None):
@@ -59,10 +59,10 @@ class DiTBlock(nn.Cell):
         self.both = fan_out(2)
         self.modulation = Parameter(initializer(Normal(dim**-0.5), (1, 6, dim), ms.float32), name="modulation")
 
-    def construct(self, x_BNC, e0_B6C, text_BLC, cos_ND, sin_ND, grid, pattern):
+    def construct(self, x_BNC, e0_B6C, text_BLC, cos_1N1D, sin_1N1D, grid, pattern):
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = chunk(self.modulation + e0_B6C, 6, 1)
         x_BNC, seen_BNC = self.both(x_BNC)
-        y = self.self_attn(self.norm1(seen_BNC) * (1 + scale_a) + shift_a, cos_ND, sin_ND, grid, pattern)
+        y = self.self_attn(self.norm1(seen_BNC) * (1 + scale_a) + shift_a, cos_1N1D, sin_1N1D, grid, pattern)
         x_BNC, seen_BNC = self.both(self.update(x_BNC, y, gate_a))
         y = self.cross_attn(self.norm3(seen_BNC), text_BLC)
         x_BNC = (x_BNC.astype(ms.float32) + y.astype(ms.float32)).astype(x_BNC.dtype)
@@ -135,6 +135,8 @@ class OSPNextDiT(nn.Cell):
         self.time_projection = nn.SequentialCell(SiLU(), Linear(dim, 6 * dim))
         patterns = config.block_patterns
         self.orders = _orders(patterns)
+        self.distinct_orders = tuple(dict.fromkeys(self.orders))
+        self.place_of_order = tuple(map(self.distinct_orders.index, self.orders))
         given = linear, sequence, attention, cross_attention
         plainly = plain, sequence, plain_attention, plain_attention
         inside = config.quantised_blocks
@@ -163,12 +165,13 @@ class OSPNextDiT(nn.Cell):
     def run_blocks(self, x_BNC, e0_B6C, text_BLC, grid):
         """Hidden states in token order -> those after the blocks, in the order of the last one."""
         head_dim = self.config.head_dim
+        rotations = [self.sequence.rope(grid, order, head_dim) for order in self.distinct_orders]
         order = "token"
         for i, block in enumerate(self.blocks):
             if self.orders[i] != order:
                 order = self.orders[i]
                 x_BNC = self.sequence.switch(x_BNC, grid, order)
-            cos, sin = self.sequence.rope(grid, order, head_dim)
+            cos, sin = rotations[self.place_of_order[i]]
             x_BNC = block(x_BNC, e0_B6C, text_BLC, cos, sin, grid, order)
         return x_BNC
 

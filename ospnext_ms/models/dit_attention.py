@@ -34,11 +34,11 @@ class SelfAttention(nn.Cell):
         self.thrice = fan_out(3)
         self.rotate = RotatePairs()
 
-    def construct(self, x_BNC, cos_ND, sin_ND, grid, pattern):
+    def construct(self, x_BNC, cos_1N1D, sin_1N1D, grid, pattern):
         shape = (*x_BNC.shape[:2], self.num_heads, x_BNC.shape[2] // self.num_heads)
         for_q, for_k, for_v = self.thrice(x_BNC)
-        q_BNHD = self.rotate(self.norm_q(self.q(for_q)).reshape(shape), cos_ND, sin_ND).astype(self.dtype)
-        k_BNHD = self.rotate(self.norm_k(self.k(for_k)).reshape(shape), cos_ND, sin_ND).astype(self.dtype)
+        q_BNHD = self.rotate(self.norm_q(self.q(for_q)).reshape(shape), cos_1N1D, sin_1N1D).astype(self.dtype)
+        k_BNHD = self.rotate(self.norm_k(self.k(for_k)).reshape(shape), cos_1N1D, sin_1N1D).astype(self.dtype)
         v_BNHD = self.v(for_v).reshape(shape).astype(self.dtype)
         factor = None
         if self.inputs is not None:

@@ -8,6 +8,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
+from ospnext_ms.kernels.rotary import rotations
 from ospnext_ms.kernels.slices import Permute, narrow, split
 from ospnext_ms.models.rope import rope_table
 from ospnext_ms.skiparse import SkiparsePlan
@@ -31,8 +32,7 @@ def _switch(grid, sparse_ratio, target):
 
 @constexpr
 def _rope(grid, sparse_ratio, pattern, head_dim):
-    cos, sin = rope_table(grid, head_dim, SkiparsePlan(grid, sparse_ratio).order(pattern))
-    return Tensor(cos), Tensor(sin)
+    return rotations(*rope_table(grid, head_dim, SkiparsePlan(grid, sparse_ratio).order(pattern)))
 
 
 @constexpr
@@ -77,7 +77,7 @@ class PackedSequence(nn.Cell):
         return self.permute(x_BNC, inverse, order)
 
     def rope(self, grid, pattern, head_dim):
-        """(cos, sin) [N, D/2] fp32 in the order of `pattern`."""
+        """(cos, sin) [1, N, 1, D] fp32 in the order of `pattern`, see kernels.rotary.rotations."""
         return _rope(grid, self.sparse_ratio, pattern, head_dim)
 
     def attend_full(self, attention, q_BNHD, k_BNHD, v_BNHD, grid, pattern):

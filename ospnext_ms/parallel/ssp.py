@@ -20,6 +20,7 @@ from mindspore import int32 as ms_int32
 from mindspore.ops import constexpr
 
 from ospnext_ms.kernels.collectives import AllToAll, GatherShared
+from ospnext_ms.kernels.rotary import rotations
 from ospnext_ms.kernels.slices import Permute, chunk, take
 from ospnext_ms.models.rope import rope_table
 from ospnext_ms.models.sequence import attend_sub_sequences
@@ -79,7 +80,7 @@ class ParallelSequence(nn.Cell):
         return _batch_first(self.permute_rows(x_NW, *natural).reshape(-1, batch, width))
 
     def rope(self, grid, pattern, head_dim):
-        """(cos, sin) [n, D/2] fp32 of the own tokens."""
+        """(cos, sin) [1, n, 1, D] fp32 of the own tokens, see kernels.rotary.rotations."""
         return _rope(grid, self.degrees, pattern, self.s, self.u, head_dim)
 
     def attend_full(self, attention, q_BnHD, k_BnHD, v_BnHD, grid, pattern):
@@ -201,8 +202,7 @@ def _leave(grid, degrees, pattern):
 @constexpr
 def _rope(grid, degrees, pattern, s, u, head_dim):
     tokens = _plan(grid, degrees).rank_tokens(pattern, s, u)
-    cos, sin = rope_table(grid, head_dim, tokens if len(tokens) else [0])
-    return Tensor(cos), Tensor(sin)
+    return rotations(*rope_table(grid, head_dim, tokens if len(tokens) else [0]))
 
 
 @constexpr

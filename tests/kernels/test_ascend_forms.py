@@ -70,7 +70,7 @@ def test_rotation(ascend):
         return Tensor(values * cos.asnumpy() + turned * sin.asnumpy())
 
     ascend.setattr(ops, "rotary_position_embedding", operator)
-    x, cos, sin = (Tensor(normal(*shape)) for shape in ((2, 6, 3, 10), (6, 5), (6, 5)))
+    x, (cos, sin) = Tensor(normal(2, 6, 3, 10)), rotary.rotations(normal(6, 5), normal(6, 5))
     found = rotary.RotatePairs()(x, cos, sin).asnumpy()
     ascend.setattr(rotary, "on_ascend", lambda: False)
     np.testing.assert_array_equal(found, rotary.RotatePairs()(x, cos, sin).asnumpy())
