@@ -7,6 +7,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from ospnext_ms.kernels.device import on_ascend
+from ospnext_ms.kernels.slices import narrow
 
 # Scores held at once by the blockwise softmax, in elements: 64 MiB in fp32.
 SCORES_PER_BLOCK = 2**24
@@ -58,7 +59,7 @@ def blockwise_attention(q_BNHD, k_BMHD, v_BMHD):
     rows = max(1, SCORES_PER_BLOCK // (batch * num_heads * num_keys))
     blocks = []
     for start in range(0, num_queries, rows):
-        scores = ops.matmul(q_BHND[:, :, start : min(start + rows, num_queries)], k_BHDM)
+        scores = ops.matmul(narrow(q_BHND, 2, start, min(rows, num_queries - start)), k_BHDM)
         weights = ops.softmax(scores.astype(ms.float32), -1).astype(v_BHMD.dtype)
         blocks.append(ops.matmul(weights, v_BHMD))
     out_BHND = blocks[0] if len(blocks) == 1 else ops.cat(blocks, 2)

@@ -15,7 +15,7 @@ from mindspore.common.initializer import HeUniform, initializer
 
 from ospnext_ms.kernels.attention import Attention, default_attention
 from ospnext_ms.kernels.convolution import gather_conv3d, native_conv3d
-from ospnext_ms.kernels.slices import narrow, pair
+from ospnext_ms.kernels.slices import chunk, narrow, pair
 from ospnext_ms.models.config import VAE_BLOCKS, VAE_TIME_LEVELS, VAE_WIDTHS
 
 # Two earlier frames are what a kernel of three frames sees.
@@ -173,7 +173,8 @@ class SpatialAttention(nn.Cell):
         normed = self.norm(x_BCTHW, ())[0]
         # Frames are the batch of the attention, pixels its tokens.
         qkv = self.to_qkv(normed).reshape(batch, 3, channels, frames, height * width)
-        q, k, v = ops.transpose(qkv, (1, 0, 3, 4, 2)).reshape(3, batch * frames, height * width, 1, channels)
+        qkv = ops.transpose(qkv, (1, 0, 3, 4, 2)).reshape(3 * batch * frames, height * width, 1, channels)
+        q, k, v = chunk(qkv, 3, 0)
         out = self.attention(q, k, v).reshape(batch, frames, height, width, channels)
         return x_BCTHW + self.proj(ops.transpose(out, (0, 4, 1, 2, 3))), ()
 
