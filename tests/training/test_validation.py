@@ -25,7 +25,8 @@ from tests.support.text_to_video import model_section, text_encoder_of, write_we
 
 PROMPTS = ["a 3 moving left", "a 5 moving up", "a 0"]
 TEXT_ENCODER = text_encoder_of(runs.DIT)
-VIDEO = {"height": 32, "width": 32, "frames": 5, "fps": 8}
+# Nearly without loss: at 18 one pixel that is rounded the other way can change the quantisers of a whole frame.
+VIDEO = {"height": 32, "width": 32, "frames": 5, "fps": 8, "crf": 1}
 SAMPLING = {"steps": 2, "shift": 3.0, "guidance": 2.0, "negative_prompt": "grey"}
 
 
@@ -192,4 +193,4 @@ def test_two_processes_make_the_videos_of_one(tmp_path, watched, data, model, de
         for i in range(len(PROMPTS)):
             name = f"validation/step_{step:08d}/video_{i:04d}.mp4"
             shown, expected = (read_video(folder / name).astype(int) for folder in (tmp_path / "run", watched))
-            assert abs(shown - expected).max() <= 3, name
+            assert abs(shown - expected).mean() < 0.05, name
