@@ -30,6 +30,11 @@ class Runtime:
         """Whether MindSpore tries numbers of threads in the first steps, which are slow therefore."""
         return self.compiled and self.device == "CPU"
 
+    def about(self, processes):
+        """What a report says of it: {name: value}."""
+        return {"device": self.device, "processes": processes, "compute dtype": self.dtype_name,
+                "mode": "graph" if self.compiled else "pynative"}
+
     def compile(self, net):
         """The Cell as a callable, compiled into a graph unless the run asks for PyNative."""
         return ms.jit(net) if self.compiled else net

@@ -34,6 +34,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     share.add_argument("--index", type=int, metavar="N", help="make the video of this index again, and no other")
     parser.add_argument("--overwrite", action="store_true",
                         help="replace videos in the folder that were made with other settings")
+    parser.add_argument("--profile", action="store_true",
+                        help="write a trace of two sampling steps, and say what the first video's seconds went into")
 
 
 def run(arguments: Namespace) -> int:
@@ -41,7 +43,7 @@ def run(arguments: Namespace) -> int:
     config = load_config(GenerateConfig, arguments.config, arguments.overrides, _option_values(arguments))
     with Interruption("the step, or the video that is being written, is finished") as interruption:
         for path in generate(config, index=arguments.index, part=arguments.part, overwrite=arguments.overwrite,
-                             interruption=interruption):
+                             interruption=interruption, profile=arguments.profile):
             print(path)
     return 0
 

@@ -237,6 +237,8 @@ class PostTrainConfig:
         require(frames is None or frames <= self.video.frames,
                 f"rollout.reward_frames is {frames}; video.frames is {self.video.frames}")
         _check_rewards(self.rewards)
+        if self.callbacks.profile is not None:
+            self.callbacks.profile.check(self.runner_config.iterations)
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:

@@ -198,6 +198,22 @@ class RecomputeSection:
     recompute: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProfileSection:
+    """A trace of `steps` steps (iterations), the first of them `start`, counted from 1 as progress lines do."""
+
+    start: int
+    steps: int
+
+    def __post_init__(self):
+        require_at_least(self, 1, "start", "steps")
+
+    def check(self, total: int) -> None:
+        """ValueError where a run of `total` steps has not all of these."""
+        require(self.start + self.steps - 1 <= total,
+                f"callbacks.profile is of steps {self.start} to {self.start + self.steps - 1}, but there are {total}")
+
+
 # Names of reporting.trackers.TRACKERS.
 TrackerName = Literal["tensorboard", "wandb", "swanlab"]
 
@@ -205,7 +221,8 @@ TrackerName = Literal["tensorboard", "wandb", "swanlab"]
 @dataclass(frozen=True, kw_only=True)
 class CallbacksSection:
     """A checkpoint every `save_checkpoint_steps` steps and at the end, the last `keep_checkpoint_max` being kept (null:
-    all); a progress line every `per_print_times` steps. `trackers` get figures, pictures and the configuration, too."""
+    all); a progress line every `per_print_times` steps. `trackers` get figures,
+    pictures and the configuration, too; `profile` looks at some steps closely."""
 
     REPLACED: ClassVar = {"tensorboard": "write trackers: [tensorboard] for true, trackers: [] for false"}
 
@@ -213,6 +230,7 @@ class CallbacksSection:
     keep_checkpoint_max: int | None = 3
     per_print_times: int = 1
     trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    profile: ProfileSection | None = None
 
     def __post_init__(self):
         require(len(set(self.trackers)) == len(self.trackers), f"trackers names one twice: {list(self.trackers)}")
@@ -259,6 +277,8 @@ class TrainConfig:
         require(self.run_mode == "train" or self.load_checkpoint is not None,
                 "load_checkpoint is null; run_mode finetune needs weights to start from, run_mode train does not")
         self._check_sizes()
+        if self.callbacks.profile is not None:
+            self.callbacks.profile.check(self.runner_config.steps)
         if self.validation is not None:
             require(self.model.vae and self.model.text_encoder,
                     "validation makes videos, which needs model.vae and model.text_encoder; give both, or leave "

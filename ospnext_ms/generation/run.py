@@ -24,6 +24,7 @@ from ospnext_ms.generation.prompts import list_jobs, output_folder
 from ospnext_ms.generation.step_cache import reused_steps_of
 from ospnext_ms.parallel.degrees import check_generation, world_size
 from ospnext_ms.parallel.interruption import exit_status
+from ospnext_ms.reporting.profile import SamplingTrace, table
 from ospnext_ms.storage.run_lock import RunLock
 
 
@@ -49,7 +50,8 @@ def generate(config, *, index=None, **options):
     return make_videos(config, jobs, output_folder(config), again=again, **options)
 
 
-def make_videos(config, jobs, folder, *, part=(0, 1), again=None, overwrite=False, interruption=None):
+def make_videos(config, jobs, folder, *, part=(0, 1), again=None, overwrite=False, interruption=None,
+                profile=False):
     """Makes those videos of a list that are not complete in a folder; returns the paths of the files.
 
     Of several processes each returns what it has written, the first one also what was complete.
@@ -64,6 +66,7 @@ def make_videos(config, jobs, folder, *, part=(0, 1), again=None, overwrite=Fals
         again: names of the jobs to make, whether complete or not; None for all those that are not.
         overwrite: make those again, too, that were made with other settings, instead of refusing the folder.
         interruption: parallel.interruption.Interruption, None where signals are somebody else's.
+        profile: whether a trace of two sampling steps and a table of what the first video took are made.
 
     Raises:
         FileNotFoundError, ValueError: something the configuration names is not there or does not fit; the folder is in
@@ -100,16 +103,29 @@ def make_videos(config, jobs, folder, *, part=(0, 1), again=None, overwrite=Fals
         if again is None and team.mesh.reports:
             paths = [path for job in mine if job.name not in todo for path in (folder.video(job), folder.record(job))]
         batches = [batch for batch in batches if any(job.name in todo for job in batch)]
+        mine = batches[team.lane :: team.lanes]
+        trace = None
+        if profile and mine:
+            trace = SamplingTrace(folder.records, team.mesh.rank, config.sampling.steps * len(mine))
+        seconds = {}
         try:
-            for video in pipeline.videos(batches[team.lane :: team.lanes], todo, interruption):
+            for video in pipeline.videos(mine, todo, interruption, trace):
+                seconds = seconds or video.timings
                 folder.begin(video.job)
                 video.write_to(folder.video(video.job), config.video.fps, config.video.crf)
                 paths += [folder.video(video.job), folder.finish(video.job, _record(video, identity, runtime))]
         except Interrupted as stop:
             _leave(stop.number, folder, jobs, team)
+        if trace and team.is_leader:
+            _tell_profile(seconds, trace.stop())
         # Until all have written what they make.
         Highest(team.mesh.world_group)(0)
         return paths + (_close(folder, jobs, config.video) if team.mesh.reports else [])
+
+
+def _tell_profile(seconds, path):
+    print("\n".join(["seconds of the first video:", *table(seconds)]))
+    print(f"trace: {path}" if path else "the profiler wrote no trace", flush=True)
 
 
 def _check_agreement(identity, jobs, part, mesh):

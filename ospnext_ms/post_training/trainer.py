@@ -39,6 +39,7 @@ from ospnext_ms.reporting.clock import StageClock, StepClock
 from ospnext_ms.reporting.curves import draw_rewards
 from ospnext_ms.reporting.metrics import has_figure
 from ospnext_ms.reporting.monitor import Monitor
+from ospnext_ms.reporting.profile import StepProfile
 from ospnext_ms.reporting.progress import iteration_line
 from ospnext_ms.storage import fingerprint
 from ospnext_ms.storage.peft_format import write_adapter
@@ -109,7 +110,8 @@ class PolicyTrainer:
         config, total = self.config, self.config.runner_config.iterations
         monitor = None
         if self.mesh.reports:
-            monitor = Monitor(config, total, self.iterations_done, iteration_line, draw_rewards)
+            monitor = Monitor(config, total, self.iterations_done, iteration_line, draw_rewards,
+                              about=self.runtime.about(self.mesh.size))
         try:
             if monitor:
                 monitor.say(self.store.check_space(self.learner.state.nbytes))
@@ -123,8 +125,10 @@ class PolicyTrainer:
             if is_unseen:
                 self.validation(self.iterations_done, self.learner.ema, monitor)
             clock = StepClock(total - self.iterations_done)
-            while self.iterations_done < total:
-                figures, stages = self.iterate(self.iterations_done)
+            profile = StepProfile(config.callbacks.profile, self.folder, self.mesh.rank, monitor and monitor.say)
+            for iteration in profile.steps(self.iterations_done + 1, range(self.iterations_done, total)):
+                figures, stages = self.iterate(iteration)
+                profile.take({name.removeprefix("seconds/"): seconds for name, seconds in stages.items()})
                 figures |= {"iteration_seconds": clock.tick(), **stages}
                 self.iterations_done += 1
                 done = self.iterations_done
@@ -150,7 +154,7 @@ class PolicyTrainer:
             paths = self._write_adapters() if monitor else []
             if is_due:
                 self.evaluation(total, self.learner.ema, monitor)
-            return [*paths, monitor.close()] if monitor else []
+            return [*paths, *monitor.close()] if monitor else []
         finally:
             self.reward.close()
 

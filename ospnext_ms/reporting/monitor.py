@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ospnext_ms.reporting.clip_watch import ClipWatch
 from ospnext_ms.reporting.metrics import MetricsFile, read_metrics
+from ospnext_ms.reporting.report import write_report
 from ospnext_ms.reporting.trackers import open_trackers
 from ospnext_ms.storage.files import atomic_path
 
@@ -18,21 +19,22 @@ class Monitor:
     Args:
         config: TrainConfig or PostTrainConfig. total_steps: of the run (or iterations). steps_done: before this start.
         line: of reporting.progress, the text of a step. draw: of reporting.curves, the picture of a run.
-        note: words at the end of every line, or "".
+        note: words at the end of every line, or "". about: {name: value} of what runs it, for the report.
     """
 
-    def __init__(self, config, total_steps, steps_done, line, draw, note=""):
+    def __init__(self, config, total_steps, steps_done, line, draw, note="", about=None):
         self.folder = Path(config.output_dir)
         self.total_steps = total_steps
-        self.note = note
+        self.note, self.about = note, about or {}
         self._line, self._draw = line, draw
         self._print_every = config.callbacks.per_print_times
         self._clips = ClipWatch()
         self._file = MetricsFile(self.folder, steps_done)
         configuration = json.dumps(dataclasses.asdict(config), indent=1)
+        self._configuration = json.loads(configuration)
         with atomic_path(self.folder / CONFIGURATION) as path:
             path.write_text(configuration + "\n", encoding="utf-8")
-        self._trackers = open_trackers(config.callbacks.trackers, self.folder, json.loads(configuration), steps_done,
+        self._trackers = open_trackers(config.callbacks.trackers, self.folder, self._configuration, steps_done,
                                        self.say)
 
     def step(self, step, figures, seconds_left=None):
@@ -64,7 +66,14 @@ class Monitor:
         print(f"{text}  {self.note}".rstrip(), flush=True)
 
     def close(self):
-        """Finishes the files and draws the curves; returns the picture's path, None where there is nothing to draw."""
+        """Finishes the files, draws the curves and writes the report; returns the paths of what there is of the two."""
         for file in (self._file, *self._trackers):
             file.close()
-        return self._draw(read_metrics(self.folder), self.folder, self.note)
+        curve = self._draw(read_metrics(self.folder), self.folder, self.note)
+        try:
+            report = write_report(self.folder, self._configuration, self.about, curve)
+        # What was learned is saved; a page about it that cannot be written is no reason to fail.
+        except Exception as error:
+            self.say(f"the report could not be written: {' '.join(repr(error).split())}")
+            report = None
+        return [path for path in (curve, report) if path]

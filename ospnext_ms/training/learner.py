@@ -31,9 +31,9 @@ class Learner:
         self.state = TrainState(names, self._optimizer, self.ema, self.clipper, sharded, mesh)
         self._step = TrainStep(loss, self._optimizer, self.ema, runtime, mesh, sharded)
 
-    def gradients(self, micro_batches, asked=0):
+    def gradients(self, micro_batches, asked=0, end=lambda part: None):
         """See TrainStep.gradients."""
-        return self._step.gradients(micro_batches, asked)
+        return self._step.gradients(micro_batches, asked, end)
 
     def update(self, gradients, place, update):
         """Changes weights, moments and averages; {"clip_factor", "clip_threshold", "learning_rate"} of it.

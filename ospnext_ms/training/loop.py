@@ -26,6 +26,7 @@ from ospnext_ms.reporting.clock import StepClock
 from ospnext_ms.reporting.curves import draw_loss
 from ospnext_ms.reporting.metrics import has_figure
 from ospnext_ms.reporting.monitor import Monitor
+from ospnext_ms.reporting.profile import StepProfile
 from ospnext_ms.reporting.progress import training_line
 from ospnext_ms.storage import fingerprint
 from ospnext_ms.storage.open_weights import read_headers, refuse_damaged
@@ -89,7 +90,8 @@ class Trainer:
         config, total = self.config, self.config.runner_config.steps
         monitor = None
         if self.mesh.reports:
-            monitor = Monitor(config, total, self.steps_done, training_line, draw_loss, self.source.note)
+            monitor = Monitor(config, total, self.steps_done, training_line, draw_loss, self.source.note,
+                              self.runtime.about(self.mesh.size))
             monitor.say(self.store.check_space(self.learner.state.nbytes))
         is_due = self._is_missing_an_evaluation()
         is_unseen = self.validation and self.validation.is_missing(self.steps_done, total)
@@ -99,7 +101,9 @@ class Trainer:
         self._look_at_weights(is_due, is_unseen, monitor)
         clock = StepClock(total - self.steps_done, self.runtime.tries_threads)
         # The VAE runs on the device, which is the main thread's.
-        for inputs in self.inputs.ahead(self.steps_done, total, threaded=not self.encodes):
+        inputs_ahead = self.inputs.ahead(self.steps_done, total, threaded=not self.encodes)
+        self.profile = StepProfile(config.callbacks.profile, config.output_dir, self.mesh.rank, monitor and monitor.say)
+        for inputs in self.profile.steps(self.steps_done + 1, inputs_ahead):
             figures = self.train_step(inputs)
             figures |= self._speed(clock.tick(), inputs[0][0].shape)
             self.steps_done += 1
@@ -120,8 +124,7 @@ class Trainer:
         self.store.wait()
         if not monitor:
             return []
-        curve = monitor.close()
-        return [path for path in (curve, *self.store.paths()[-1:]) if path]
+        return [*self.store.paths()[-1:], *monitor.close()]
 
     def save(self):
         """Starts to save a checkpoint of the steps done; waits for no more than the copies in host memory."""
@@ -142,10 +145,11 @@ class Trainer:
     def train_step(self, inputs):
         """One step, without the time it took; the figures of it."""
         step = self.steps_done
-        gradients = self.learner.gradients(inputs, self.interruption.asked)
+        gradients = self.learner.gradients(inputs, self.interruption.asked, self.profile.end)
         self._asked = gradients.asked
         try:
             figures = self.learner.update(gradients, step, step)
+            self.profile.end("update")
         except FloatingPointError as error:
             # The checkpoint that may be on its way is of an earlier step, so it is sound.
             self.store.wait()

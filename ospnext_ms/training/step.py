@@ -116,10 +116,11 @@ class TrainStep:
         if mesh.size > 1:
             self._reduce = GradientReducer(optimizer.parameters, mesh, sharded)
 
-    def gradients(self, micro_batches, asked=0):
+    def gradients(self, micro_batches, asked=0, end=lambda part: None):
         """Mean loss and gradient over several batches of equal size and over all processes.
 
         `micro_batches`: tuples of the loss's inputs as NumPy arrays. `asked`: see Gradients, of this process.
+        `end`: told where the parts "gradients", "reduction" and "waiting" (for the other processes) end.
         """
         total, losses, others = None, [], []
         for batch in micro_batches:
@@ -132,10 +133,13 @@ class TrainStep:
         squares = self._squared_norms(total).astype(np.float64)
         # A sharded weight's gradient is a sum over processes already, so it cannot tell where a NaN came from.
         is_finite = np.isfinite(loss) and np.isfinite(squares[self._is_whole]).all()
+        end("gradients")
         if self._reduce is not None:
             total = self._reduce(total)
             squares = self.sharded.total_squares(self.optimizer.parameters, self._squared_norms(total))
+            end("reduction")
         verdicts = self._gather(Tensor(np.array([[loss, not is_finite, asked]], np.float32)), "verdicts").asnumpy()
+        end("waiting")
         bad_ranks, asked = np.flatnonzero(verdicts[:, 1]), int(verdicts[:, 2].max())
         if not len(bad_ranks) and not np.isfinite(squares).all():
             bad_ranks = range(len(verdicts))

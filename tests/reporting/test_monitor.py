@@ -10,6 +10,7 @@ from ospnext_ms.reporting.curves import LOSS_CURVE, REWARD_CURVE, draw_loss, dra
 from ospnext_ms.reporting.metrics import METRICS, read_metrics
 from ospnext_ms.reporting.monitor import CONFIGURATION, Monitor
 from ospnext_ms.reporting.progress import iteration_line, training_line
+from ospnext_ms.reporting.report import REPORT
 
 FIGURES = {"loss": 0.1 + 0.2, "gradient_norm": 1.5, "learning_rate": 1e-4, "step_seconds": 2.0,
            "samples_per_second": 4.0}
@@ -72,13 +73,13 @@ def test_numbers_go_to_tensorboard_and_the_configuration_to_a_file(make, tmp_pat
     assert added == [7, ("configuration", True), ("window_start", 3, 7), ("iteration_seconds", 2.5, 7),
                      ("reward_mean", 0.5, 7), ("failed/a", 1, 7)]
     assert json.loads((tmp_path / CONFIGURATION).read_text())["callbacks"]["per_print_times"] == 100
-    assert monitor.close() == tmp_path / REWARD_CURVE
+    assert monitor.close() == [tmp_path / REWARD_CURVE, tmp_path / REPORT]
 
 
 def test_a_run_without_a_step_has_no_curve(make, tmp_path):
     monitor = make()
     monitor.record(0, {"eval_loss": 1.0})
-    assert monitor.close() is None
+    assert monitor.close() == [tmp_path / REPORT]
     assert not (tmp_path / LOSS_CURVE).exists()
 
 
