@@ -11,6 +11,7 @@ from collections.abc import Sequence
 # when their command runs, so that nothing waits for a framework it does not need.
 COMMANDS = {
     "generate": ("ospnext_ms.commands.generate", "make videos from prompts"),
+    "serve": ("ospnext_ms.commands.serve", "a web page and an HTTP API to make videos"),
     "calibrate-cache": ("ospnext_ms.commands.calibrate_cache", "measure which steps of `generate` may be left out"),
     "prepare-data": ("ospnext_ms.commands.prepare_data", "make the cache of latents and texts that training reads"),
     "train": ("ospnext_ms.commands.train", "fine-tune a transformer on prepared videos"),
@@ -21,7 +22,7 @@ COMMANDS = {
 }
 
 # They finish what they do when a signal comes (see parallel/interruption.py).
-ANSWER_SIGNALS = frozenset({"generate", "train", "post-train", "vbench"})
+ANSWER_SIGNALS = frozenset({"generate", "serve", "train", "post-train", "vbench"})
 
 # What the user can mend; of memory, NumPy says how much was asked for.
 USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
