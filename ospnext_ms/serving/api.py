@@ -98,6 +98,7 @@ async def too_large(request, error: TooLarge):
 
 
 async def _body(request):
+    """The keys and values of a request; ValueError where it has none."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         try:
@@ -106,11 +107,17 @@ async def _body(request):
         except (HTTPException, MultiPartException) as error:
             raise ValueError(f"the form cannot be read: {getattr(error, 'detail', None) or error}") from error
     try:
-        return json.loads(await request.body())
+        mapping = json.loads(await request.body())
     except UnicodeDecodeError as error:
         raise ValueError("the body is not JSON: it is no UTF-8") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"the body is not JSON: {error}") from error
+    if not isinstance(mapping, dict):
+        raise ValueError('the body must be an object, for example {"prompt": "a bright 7 drifting up"}')
+    # A text in OpenAI's API, whatever carries it.
+    if isinstance(mapping.get("seconds"), str):
+        mapping["seconds"] = _number("seconds", mapping["seconds"])
+    return mapping
 
 
 def _number(name, text):

@@ -13,6 +13,9 @@ POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; 
 # Gradio's own ways to put files on this machine, take them from it, or make it ask others.
 CLOSED = ("upload", "upload_progress", "file", "proxy", "stream", "deep_link", "component_server", "vibe-code")
 
+# Of a body that is refused; whoever sends more is cut off.
+DRAINED_BYTES = 2**25
+
 
 def error_body(message: str, code: str) -> dict:
     """An error in the form of OpenAI's API."""
@@ -24,8 +27,8 @@ class Guard:
 
     Refused in one line: another Host than the loopback's where only that is served, and a page of another origin
     (another site's page in the user's browser could ask otherwise); requests without the token, where there is one, as
-    `Authorization: Bearer`, as a cookie, or once as ?token=, which sets the cookie; bodies larger than the limit,
-    before they are read; Gradio's uploads and files, which nothing here needs.
+    `Authorization: Bearer`, as a cookie, or once as ?token=, which sets the cookie; bodies larger than the limit, of
+    which nothing is kept; Gradio's uploads and files, which nothing here needs.
 
     Args:
         app: what to protect. section: ServeSection.
@@ -41,7 +44,7 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
         if refusal:
-            await self._refuse(scope, send, *refusal)
+            await self._refuse(scope, receive, send, *refusal)
             return
         given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
         if self._section.token and given and scope.get("method") == "GET" and self._is_token(given):
@@ -83,12 +86,24 @@ class Guard:
         return hmac.compare_digest(text.encode("utf-8", "replace"), self._section.token.encode())
 
     @staticmethod
-    async def _refuse(scope, send, status, message, code):
+    async def _refuse(scope, receive, send, status, message, code):
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
+        await _let_go(receive)
         extra = [(b"www-authenticate", b"Bearer")] if status == 401 else []
         await _answer(send, status, json.dumps(error_body(message, code)).encode(), extra)
+
+
+async def _let_go(receive):
+    """Takes the body of a refused request and keeps nothing: a connection that is closed on what nobody read is reset,
+    and the client may never see the answer."""
+    left = DRAINED_BYTES
+    while left > 0:
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return
 
 
 class TooLarge(Exception):

@@ -61,11 +61,10 @@ def _settings(request: VideoRequest, config: ServeConfig) -> dict:
     limits, sampling, video = config.serve, config.sampling, config.video
     for name in ("prompt", "negative_prompt"):
         text = getattr(request, name) or ""
-        length = len(text)
-        require("\0" not in text and text.isascii() or text.encode(errors="replace").decode() == text,
+        require("\0" not in text and text == text.encode(errors="replace").decode(),
                 f"{name} holds characters that are none")
-        require(length <= limits.prompt_characters,
-                f"{name} has {length} characters; at most {limits.prompt_characters} are taken")
+        require(len(text) <= limits.prompt_characters,
+                f"{name} has {len(text)} characters; at most {limits.prompt_characters} are taken")
     steps = _or(request.steps, sampling.steps)
     require(steps <= limits.max_steps, f"steps is {steps}; it must be at most {limits.max_steps}")
     frames = _or(request.frames, video.frames)
@@ -79,7 +78,8 @@ def _settings(request: VideoRequest, config: ServeConfig) -> dict:
     names = [adapter.name for adapter in limits.adapters]
     adapter = request.adapter or None
     require(adapter is None or adapter in names,
-            f"adapter is {(adapter or '')[:40]!r}; it must be one of {', '.join(names) or 'none: there are none'}")
+            f"adapter is {(adapter or '')[:40]!r}; " + (f"it must be one of {', '.join(names)}" if names else
+                                                        "this server has none"))
     seed = _or(request.seed, sampling.seed)
     return {"prompt": request.prompt, "negative_prompt": _or(request.negative_prompt, sampling.negative_prompt),
             "seed": secrets.randbelow(MAX_SEED + 1) if seed == -1 else seed, "steps": steps,

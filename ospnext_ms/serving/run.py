@@ -42,7 +42,7 @@ def serve(config, interruption) -> None:
 
     with ExitStack() as stack:
         stack.enter_context(RunLock(Path(config.output_dir)))
-        listener = stack.enter_context(_listener(config.serve))
+        listener = stack.enter_context(listening(config.serve))
         desk = Desk(JobStore(Path(config.output_dir) / "jobs", config.serve.keep), config.serve.queue)
         runtime = start(config.context)
         check_checkpoints(config.model)
@@ -51,7 +51,7 @@ def serve(config, interruption) -> None:
         Worker(config, runtime, desk, interruption).run()
 
 
-def _listener(section):
+def listening(section):
     """A socket that listens where a ServeSection says; ValueError where nothing can."""
     try:
         return socket.create_server((section.address, section.port),
