@@ -89,8 +89,10 @@ def _current(view, id):
     if job.state == "queued":
         return f"<p class='state'>Place {view.position} in the queue{left}</p>{_settings(job)}"
     if job.state == "in_progress":
-        done = round(view.progress * job.settings["steps"])
-        return (f"<p class='state'>Step {done} of {job.settings['steps']}{left}</p>"
+        steps = job.settings["steps"]
+        done = round(view.progress * steps)
+        words = "Decoding" if done == steps else f"Step {done} of {steps}{left}"
+        return (f"<p class='state'>{words}</p>"
                 f"<div class='bar'><div style='width: {100 * view.progress:.0f}%'></div></div>{_settings(job)}")
     if job.state == "completed":
         return _video(job, "autoplay") + _settings(job)
