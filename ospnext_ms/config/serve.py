@@ -1,6 +1,7 @@
 """What `serve` can be told: a configuration of `generate`, which fills in what a request leaves out, and its limits."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 from ospnext_ms.config.checks import require, require_at_least
@@ -44,6 +45,8 @@ class ServeSection:
         require(len(set(names)) == len(names), f"adapters: names must differ, these are {names}")
         require(self.token is None or len(self.token) >= 16, "token is shorter than 16 characters; make one by "
                 "python -c 'import secrets; print(secrets.token_urlsafe())'")
+        require(self.token is None or re.fullmatch(r"[A-Za-z0-9_.~-]+", self.token),
+                "token may hold letters, digits and - _ . ~ (it goes into addresses and cookies)")
         require(self.is_loopback or self.token is not None,
                 f"address is {self.address}, which others reach too; give a token, or the address 127.0.0.1")
 

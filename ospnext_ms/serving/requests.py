@@ -97,9 +97,11 @@ def config_of(settings: dict, config: ServeConfig) -> GenerateConfig:
         "video": dataclasses.replace(config.video, width=width, height=height, frames=settings["frames"]),
         "prompts": PromptsSection(prompt=settings["prompt"]),
     }
-    chosen = next((adapter for adapter in config.serve.adapters if adapter.name == settings["adapter"]), None)
-    if chosen is not None:
-        values |= {"adapter": None, "adapters": (AdapterSection(path=chosen.path, strength=chosen.strength),)}
+    if settings["adapter"] is not None:
+        chosen = [adapter for adapter in config.serve.adapters if adapter.name == settings["adapter"]]
+        # Of a job that an earlier server took, with another configuration.
+        require(chosen, f"the adapter {settings['adapter']!r} is no longer served")
+        values |= {"adapter": None, "adapters": (AdapterSection(path=chosen[0].path, strength=chosen[0].strength),)}
     return GenerateConfig(**values)
 
 

@@ -26,6 +26,13 @@ def test_what_is_left_out_is_the_servers(configure):
     assert (job.prompt, job.seed, job.negative_prompt) == ("a 3", 7, None)
 
 
+def test_an_adapter_that_is_served_no_longer(configure):
+    config = configure(adapters=[{"name": "night", "path": "some/where", "strength": 0.5}])
+    settings = read_request({"prompt": "a 3", "adapter": "night"}, config)
+    with pytest.raises(ValueError, match="the adapter 'night' is no longer served"):
+        config_of(settings, configure())
+
+
 def test_a_drawn_seed_is_told(configure):
     seeds = {read_request({"prompt": "a", "seed": -1}, configure())["seed"] for _ in range(4)}
     assert len(seeds) == 4
@@ -64,6 +71,7 @@ def test_refused_in_one_line(configure, changes, words):
     ({"address": "0.0.0.0"}, "which others reach too; give a token"),
     ({"address": "example.org"}, "which others reach too; give a token"),
     ({"token": "short"}, "token is shorter than 16 characters"),
+    ({"token": "a token; Path=/elsewhere"}, "token may hold letters, digits"),
     ({"port": 70000}, "port is 70000"),
     ({"queue": 0}, "queue is 0; it must be at least 1"),
     ({"sizes": [[100, 128]]}, "video.width is 100"),

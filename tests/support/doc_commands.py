@@ -108,6 +108,7 @@ RUN = {
 TESTED = {
     "python -m ospnext_ms generate --config yaml_configs/generate/tiny.yaml * --profile":
         "tests/reporting/test_profile.py::test_generate_leaves_one_too",
+    "python -m ospnext_ms serve *": "tests/serving/test_serve.py::test_killed_and_started_again",
     "python -m ospnext_ms vbench generate *":
         "tests/evaluation/vbench/test_generate.py::test_videos_alone_in_their_folder_and_the_same_command_goes_on",
     "python -m ospnext_ms vbench score *":
@@ -149,6 +150,7 @@ TESTED = {
 NOT_RUN = {
     "bash scripts/vbench.sh FOLDER": "it fetches packages of 6 GB",
     "bash scripts/test.sh*": "it runs these tests",
+    "pip install -e *": "the environment of the tests has it",
     "pip install -r requirements.txt": "it would change the environment of the tests; environment.sh does it",
     "pip install 'ospnext-ms?trackers?'": "it would change the environment of the tests; swanlab's protobuf is older",
     "bash scripts/msrun.sh generate yaml_configs/generate/14b.yaml *": "it needs eight Ascend devices and the weights",
