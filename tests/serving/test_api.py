@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("gradio", reason="serve's packages are not installed (extra app)")
 httpx = pytest.importorskip("httpx")
 
-from tests.serving.servers import served  # noqa: E402
+from tests.support.servers import served, tiny_config  # noqa: E402
 
 MP4 = b"\0\0\0\x18ftypisom" + bytes(range(256)) * 40
 
@@ -28,12 +28,8 @@ def pretend(desk, job):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """Base address of a server whose jobs are made at once."""
-    from ospnext_ms.config.reader import load_config
-    from ospnext_ms.config.serve import ServeConfig
-    from tests.serving.conftest import TINY
-
     folder = tmp_path_factory.mktemp("served")
-    config = load_config(ServeConfig, TINY, values={"output_dir": str(folder), "serve.port": 0, "serve.keep": 500})
+    config = tiny_config(folder, port=0, keep=500)
     with served(config, folder, pretend) as (address, _):
         yield address
 

@@ -3,9 +3,18 @@
 import threading
 from contextlib import contextmanager
 
+from ospnext_ms.config.reader import load_config
+from ospnext_ms.config.serve import ServeConfig
 from ospnext_ms.serving.desk import Desk
 from ospnext_ms.serving.run import http, listening
 from ospnext_ms.serving.store import JobStore
+from tests.support.paths import ROOT
+
+
+def tiny_config(folder, **values):
+    """ServeConfig of the tiny model in a folder, with values of its section serve."""
+    return load_config(ServeConfig, ROOT / "yaml_configs" / "generate" / "tiny.yaml", values={
+        "output_dir": str(folder)} | {f"serve.{key}": value for key, value in values.items()})
 
 
 @contextmanager
