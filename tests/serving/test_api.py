@@ -13,6 +13,7 @@ httpx = pytest.importorskip("httpx")
 
 from tests.support.servers import served, tiny_config  # noqa: E402
 
+pytestmark = pytest.mark.framework
 MP4 = b"\0\0\0\x18ftypisom" + bytes(range(256)) * 40
 
 
