@@ -9,6 +9,7 @@ from ospnext_ms.config.sections import (
     ContextSection,
     DiTSection,
     GuidedStepsSection,
+    LoRASection,
     ModelSection,
     ParallelSection,
     VideoSection,
@@ -27,7 +28,6 @@ from ospnext_ms.config.train import (
 from ospnext_ms.config.validation import WatchedPromptsSection
 from ospnext_ms.diffusion.choices import NoiseKind, SamplerName, WindowStrategy
 from ospnext_ms.diffusion.windows import window_start
-from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.models.sizes import check_frames
 
 # What may differ where a run is resumed, as in config/train.py; of files the contents count (see trainer.py).
@@ -103,13 +103,6 @@ class RolloutSection:
         require_above_0(self, "eta")
         if self.reward_frames is not None:
             check_frames("reward_frames", self.reward_frames)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoRASection(LoRAConfig):
-    """Adapters; `checkpoint` is a PEFT adapter folder to start from (null: from adapters that change nothing)."""
-
-    checkpoint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

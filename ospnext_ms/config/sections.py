@@ -8,6 +8,7 @@ from typing import Literal
 
 from ospnext_ms.config.checks import require, require_at_least
 from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
+from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.models.sizes import Tiling, check_frames, check_pixels, latent_size
 
 # Names of runtime.DTYPES.
@@ -103,6 +104,13 @@ def check_networks(dit: DiTConfig, vae: VAEConfig | None, text_encoder: UMT5Conf
     require(vae is None or vae.z_dim == dit.in_channels == dit.out_channels,
             f"vae.z_dim {vae and vae.z_dim}, dit.in_channels {dit.in_channels} and dit.out_channels "
             f"{dit.out_channels} must be equal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRASection(LoRAConfig):
+    """Adapters; `checkpoint` is a PEFT adapter folder to start from (null: from adapters that change nothing)."""
+
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

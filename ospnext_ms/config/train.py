@@ -11,6 +11,7 @@ from ospnext_ms.config.sections import (
     MAX_SHIFT,
     ComputeDtype,
     ContextSection,
+    LoRASection,
     ParallelSection,
     TextEncoderSection,
     VAESection,
@@ -28,6 +29,7 @@ MAY_CHANGE = frozenset((
     "run_mode", "output_dir", "load_checkpoint", "resume_training", "context", "parallel_config", "runner_config",
     "lr_schedule", "eval_dataset", "recompute_config", "callbacks", "model.dit.quant_config.backend",
     "model.vae.checkpoint", "model.text_encoder", "train_dataset.path", "train_dataset.exclude", "validation",
+    "lora.checkpoint",
 ))
 
 
@@ -244,9 +246,10 @@ class TrainConfig:
     A resumed run may differ from the one it goes on with in the keys of MAY_CHANGE only.
 
     `load_checkpoint` names the weights to start from: a checkpoint in the original names, or the folder `parameters` or
-    `ema` of a training checkpoint; null starts from random weights. With `resume_training` the newest intact
-    checkpoint in `output_dir` comes first, so that the same command goes on where it was stopped; without it, an
-    `output_dir` that has checkpoints is refused.
+    `ema` of a training checkpoint; null starts from random weights. With `lora` they stay as they are (8-bit ones too)
+    and adapters beside them are trained, of which optimizer, ema and checkpoints then are. With `resume_training` the
+    newest intact checkpoint in `output_dir` comes first, so that the same command goes on where it was stopped; without
+    it, an `output_dir` that has checkpoints is refused.
     """
 
     run_mode: Literal["train", "finetune"]
@@ -257,6 +260,7 @@ class TrainConfig:
     context: ContextSection = ContextSection()
     parallel_config: ParallelSection = ParallelSection()
     model: TrainModelSection
+    lora: LoRASection | None = None
     runner_config: RunnerSection
     optimizer: OptimizerSection
     lr_schedule: LearningRateSection
@@ -276,6 +280,8 @@ class TrainConfig:
                 f"{self.runner_config.steps}")
         require(self.run_mode == "train" or self.load_checkpoint is not None,
                 "load_checkpoint is null; run_mode finetune needs weights to start from, run_mode train does not")
+        require(self.lora is None or self.load_checkpoint is not None,
+                "load_checkpoint is null; adapters (lora) need the weights that they are to be used beside")
         self._check_sizes()
         if self.callbacks.profile is not None:
             self.callbacks.profile.check(self.runner_config.steps)

@@ -170,8 +170,10 @@ def _training(config: TrainConfig, parallel: ParallelSection, video: tuple[int, 
     workload = Workload(
         run_mode=config.run_mode, dit=dit, text_encoder=None, video=video, notes=notes + note + _quant_notes(dit),
         batch=runner.batch_size, batches=runner.gradient_accumulation_steps, forwards=1, compute=BYTES[dtype],
-        residual=BYTES[dit.residual_dtype], stored=4, flash=flash, trained="all", lora=None,
-        parallel=parallel, ema=True, recompute=config.recompute_config.recompute, peak_tflops=runner.peak_tflops)
+        # What is trained is kept in fp32, what is frozen as it is computed with.
+        residual=BYTES[dit.residual_dtype], stored=BYTES[dtype] if config.lora else 4, flash=flash,
+        trained="lora" if config.lora else "all", lora=config.lora, parallel=parallel, ema=True,
+        recompute=config.recompute_config.recompute, peak_tflops=runner.peak_tflops)
     if config.validation is None or config.model.vae is None:
         return workload
     section = config.validation.video

@@ -20,9 +20,10 @@ def shipped(name, *overrides):
     return load_config(TrainConfig, CONFIGS / "train" / f"{name}.yaml", overrides)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *(f"{name}_lora" for name in NAMES)])
 def test_the_network_is_the_one_that_generates(name):
-    served = load_config(GenerateConfig, CONFIGS / "generate" / f"{name}.yaml", (), {"prompts.prompt": "a cat"})
+    served = load_config(GenerateConfig, CONFIGS / "generate" / f"{name.removesuffix('_lora')}.yaml", (),
+                         {"prompts.prompt": "a cat"})
     shapes = []
     for section in (shipped(name).model.dit, served.model.dit):
         with no_init_parameters():
@@ -71,6 +72,22 @@ def test_a_number_of_processes_that_does_not_fit_is_refused(monkeypatch, capsys)
 def test_what_cannot_be_run_is_named(override, words):
     with pytest.raises(ConfigError, match=words):
         shipped("tiny", override)
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("load_checkpoint=null", "load_checkpoint is null; run_mode finetune needs weights"),
+    ("lora.rank=0", "lora.rank is 0; it must be at least 1"),
+    ("lora.targets=[]", "it must be a list of layer names"),
+    ("lora.alfa=3", "did you mean alpha"),
+])
+def test_adapters_that_cannot_be_trained(override, words):
+    with pytest.raises(ConfigError, match=words):
+        shipped("tiny_lora", override)
+
+
+def test_adapters_need_a_network_to_be_used_beside():
+    with pytest.raises(ConfigError, match=r"load_checkpoint is null; adapters \(lora\) need the weights"):
+        shipped("tiny_lora", "load_checkpoint=null", "run_mode=train")
 
 
 def test_a_missing_cache_and_missing_weights_are_named(tmp_path, monkeypatch, capsys):
