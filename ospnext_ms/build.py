@@ -4,6 +4,7 @@ Networks are made without memory for their weights, sharded, and then given each
 tensor by tensor: a process never holds more than its own part and one tensor.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -89,6 +90,9 @@ def assemble_dit(config, runtime, mesh=None, tensors: Mapping | None = None, ori
     if adapter is not None:
         stored_lora, arrays = read_adapter(adapter)
         lora = lora or stored_lora
+        if not math.isclose(lora.scaling, stored_lora.scaling, rel_tol=1e-6):
+            raise ValueError(f"{adapter} has alpha {stored_lora.alpha:g} at rank {stored_lora.rank}, but lora.alpha is "
+                             f"{lora.alpha:g} at rank {lora.rank}; it would be another adapter")
     if tensors is None:
         net = _network(config, runtime, mesh, param_dtype, residual_dtype, switch_dtype)
     else:

@@ -101,8 +101,13 @@ class Adapters:
     @property
     def parameters(self):
         """The trained parameters, A and B of every layer in turn, named LAYER.lora_A and LAYER.lora_B."""
-        adapters = [cell.adapter for cell in self._linears.values()]
-        return [parameter for adapter in adapters for parameter in (adapter.lora_A, adapter.lora_B)]
+        return list(self.named_parameters.values())
+
+    @property
+    def named_parameters(self):
+        """{LAYER.lora_A or LAYER.lora_B: parameter}, whatever MindSpore has made of their own names since."""
+        return {f"{name}.{which}": getattr(cell.adapter, which)
+                for name, cell in self._linears.items() for which in ("lora_A", "lora_B")}
 
     @contextlib.contextmanager
     def disabled(self):

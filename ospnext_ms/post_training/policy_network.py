@@ -11,15 +11,15 @@ class Policy:
     `velocity` and `step_log_prob` are compiled; `loss` is left to whoever takes its gradient.
 
     Args:
-        config: PostTrainConfig. runtime: runtime.Runtime. mesh: parallel.mesh.Mesh.
+        config: PostTrainConfig. runtime: runtime.Runtime. mesh: parallel.mesh.Mesh. adapter: folder of the adapter to
+            start from, None for a new one.
     """
 
-    def __init__(self, config, runtime, mesh):
+    def __init__(self, config, runtime, mesh, adapter=None):
         section = config.model.dit
         built = assemble_dit(section, runtime, mesh, open_weights(section.checkpoint), section.checkpoint,
                              residual_dtype=section.residual_dtype,
-                             switch_dtype=config.parallel_config.switch_dtype, lora=config.lora,
-                             adapter=config.lora.checkpoint,
+                             switch_dtype=config.parallel_config.switch_dtype, lora=config.lora, adapter=adapter,
                              seed=config.seed, training=True, recompute=config.recompute_config.recompute)
         self.adapters, self.sharded = built.adapters, built.sharded
         guided = GuidedVelocity(built.net, config.sampling.guidance)

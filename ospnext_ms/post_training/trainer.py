@@ -42,7 +42,7 @@ from ospnext_ms.reporting.monitor import Monitor
 from ospnext_ms.reporting.profile import StepProfile
 from ospnext_ms.reporting.progress import iteration_line
 from ospnext_ms.storage import fingerprint
-from ospnext_ms.storage.peft_format import write_adapter
+from ospnext_ms.training.adapters import AdapterFiles, start_fingerprint
 from ospnext_ms.training.learner import Learner
 from ospnext_ms.training.resume import leave, open_run, run_state
 from ospnext_ms.training.validation import Validation, prompts_of
@@ -77,13 +77,13 @@ class PolicyTrainer:
         watched = prompts_of(config.validation) if config.validation else []
         self.texts = embed_texts(config.model, [*self.prompts, *held_out, *watched, config.sampling.negative_prompt],
                                  runtime)
-        self.policy = Policy(config, runtime, mesh)
+        self.policy = Policy(config, runtime, mesh, None if resumed else config.lora.checkpoint)
         decoder = FrameDecoder(config.model.vae, runtime.compiled) if mesh.is_leader else None
         self.judge = Judge(mesh, decoder, self.reward, config.rollout.batch_size)
         self.rollout = Rollout(self.policy.velocity, config.rollout.batch_size, config.rollout.rest_sampler)
-        parameters = {parameter.name: parameter for parameter in self.policy.adapters.parameters}
-        self.learner = Learner(config, parameters, self.policy.loss, config.runner_config.iterations, runtime, mesh,
-                               self.policy.sharded)
+        self.learner = Learner(config, self.policy.adapters.named_parameters, self.policy.loss,
+                               config.runner_config.iterations, runtime, mesh, self.policy.sharded)
+        self.adapters = AdapterFiles(self.policy.adapters, self.learner.state)
         sample = self._sampler()
         self.evaluation = Evaluation(config, held_out, mesh, sample, self.judge, decoder)
         self.validation = config.validation and Validation(
@@ -114,7 +114,7 @@ class PolicyTrainer:
                               about=self.runtime.about(self.mesh.size))
         try:
             if monitor:
-                monitor.say(self.store.check_space(self.learner.state.nbytes))
+                monitor.say(self.store.check_space(self.learner.state.nbytes + self.adapters.nbytes))
             is_due = self._is_missing_an_evaluation()
             is_unseen = self.validation and self.validation.is_missing(self.iterations_done, total)
             if self.iterations_done == total and not is_due and not is_unseen and monitor:
@@ -151,7 +151,7 @@ class PolicyTrainer:
                 clock.skip()
             self.store.wait()
             # Before the last evaluation: what was learned is not lost where that fails.
-            paths = self._write_adapters() if monitor else []
+            paths = self.adapters.write(self.folder) if monitor else []
             if is_due:
                 self.evaluation(total, self.learner.ema, monitor)
             return [*paths, *monitor.close()] if monitor else []
@@ -239,7 +239,7 @@ class PolicyTrainer:
         done = self.iterations_done
         state = {"iteration": done, "updates": self.updates_done, "random": {"seed": self.config.seed},
                  **run_state(self.config, self.identity), **self.learner.state.json_state()}
-        self.store.save(done, self.learner.state.copy_to_host(), state)
+        self.store.save(done, self.learner.state.copy_to_host(), state, self.adapters.copy())
 
     def _evaluation_is_due(self):
         every, done = self.config.evaluation.every, self.iterations_done
@@ -273,15 +273,6 @@ class PolicyTrainer:
                for name in ("dit", "vae", "text_encoder")},
         }
 
-    def _write_adapters(self):
-        """The trained adapters and their average in PEFT's format."""
-        values = {"adapter": None, "adapter_ema": self.learner.ema.averages}
-        paths = []
-        for name, chosen in values.items():
-            arrays = self.policy.adapters.arrays(chosen)
-            paths += write_adapter(self.folder / name, self.config.lora, arrays, overwrite=True)[1:]
-        return paths
-
 
 def _disagreement(trajectory, micro_batches):
     """Largest difference between the rollout's log-probabilities and those of the training path."""
@@ -293,9 +284,7 @@ def _disagreement(trajectory, micro_batches):
 def _read_once(config, held_out):
     """{name: hash} of what a run reads beside what it depends on; an adapter that is gone is no matter to a resumed
     one."""
-    adapter = config.lora.checkpoint and Path(config.lora.checkpoint)
-    files = sorted(adapter.iterdir()) if adapter and adapter.is_dir() else []
     watched = config.validation and prompts_of(config.validation)
     return {"contents of evaluation.prompt_file": fingerprint.of_values(held_out),
             "contents of validation.prompts": watched and fingerprint.of_values(watched),
-            "contents of lora.checkpoint": fingerprint.of_files(files)}
+            "contents of lora.checkpoint": start_fingerprint(config.lora)}

@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -71,12 +71,15 @@ class CheckpointStore:
         leftovers = sorted(entry for entry in self.folder.glob(".step_*") if entry.is_dir())
         return [entry.name for entry in leftovers if _delete(entry)]
 
-    def save(self, step: int, groups: Mapping[str, Mapping[str, np.ndarray | Piece]], state: Mapping) -> None:
+    def save(self, step: int, groups: Mapping[str, Mapping[str, np.ndarray | Piece]], state: Mapping,
+             write_beside: Callable[[Path], Iterable[Path]] | None = None) -> None:
         """Starts to write a checkpoint and returns; waits first for one that is still being written.
 
         Args:
             groups: {group: {name: array or Piece}}. The arrays belong to the store now: nobody may change them.
             state: JSON values; only writer 0's are written.
+            write_beside: called on writer 0 with the checkpoint's folder, where it writes what belongs to it besides
+                and returns the files' paths.
 
         Raises:
             OSError, ValueError, TimeoutError: the previous checkpoint could not be written.
@@ -84,7 +87,7 @@ class CheckpointStore:
         text = json.dumps(state)
         self.wait()
         groups = {group: self._mine(tensors) for group, tensors in groups.items()}
-        self._running = self._thread.submit(self._write, step, groups, text)
+        self._running = self._thread.submit(self._write, step, groups, text, write_beside)
 
     def wait(self) -> None:
         """Waits until the last checkpoint is complete; raises what writing it raised."""
@@ -155,17 +158,19 @@ class CheckpointStore:
         return {name: piece for name, piece in as_pieces(tensors).items()
                 if piece.values.size or self.num_writers == 1}
 
-    def _write(self, step: int, groups: Mapping[str, Mapping[str, Piece]], state: str) -> None:
+    def _write(self, step: int, groups: Mapping[str, Mapping[str, Piece]], state: str,
+               write_beside: Callable[[Path], Iterable[Path]] | None) -> None:
         final = self.folder / step_folder(step)
         try:
-            self._write_files(step, groups, state, final)
+            self._write_files(step, groups, state, write_beside, final)
         except OSError as error:
             if error.errno is None:
                 raise
             text = f"the checkpoint {final} could not be written: {error.strerror or error}"
             raise OSError(error.errno, text, error.filename or str(final)) from error
 
-    def _write_files(self, step: int, groups: Mapping[str, Mapping[str, Piece]], state: str, final: Path) -> None:
+    def _write_files(self, step: int, groups: Mapping[str, Mapping[str, Piece]], state: str,
+                     write_beside: Callable[[Path], Iterable[Path]] | None, final: Path) -> None:
         temporary = self.folder / f".{final.name}.saving"
         temporary.mkdir(parents=True, exist_ok=True)
         files, tensors = [], {}
@@ -178,6 +183,8 @@ class CheckpointStore:
             with atomic_path(temporary / STATE) as path:
                 path.write_text(state, encoding="utf-8")
             files.append(STATE)
+            if write_beside is not None:
+                files += [path.relative_to(temporary).as_posix() for path in write_beside(temporary)]
         mine = {"files": describe_files(temporary, files), "tensors": tensors}
         if self.writer:
             with atomic_path(temporary / f"part-{self.writer:05d}.json") as path:

@@ -21,6 +21,7 @@ from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.storage.adapters import Pair, StoredAdapter
 from ospnext_ms.storage.files import atomic_folder, conversion, refuse_pointer
 from ospnext_ms.storage.safetensors_io import ArrayTensor, StoredTensor, read_header, write_file
+from ospnext_ms.storage.training_checkpoint import adapters_in, is_group, problems_of
 
 CONFIG_FILE, WEIGHTS_FILE, DIFFERENCES_FILE = "adapter_config.json", "adapter_model.safetensors", \
     "differences.safetensors"
@@ -108,6 +109,9 @@ def read_stored_adapter(folder: str | os.PathLike) -> StoredAdapter:
         FileNotFoundError: no adapter there; what is there instead, and how to convert it, is said.
         ValueError: a file that is damaged, arrays without a partner, or something of PEFT that is not supported.
     """
+    folder = Path(folder)
+    if is_group(folder) and (problems := problems_of(folder.parent, group=folder.name)):
+        raise ValueError(f"the adapter {folder} is refused: " + "; ".join(problems))
     return _adapter_of(folder, lambda tensor: tensor.numpy().astype(np.float32))
 
 
@@ -168,6 +172,8 @@ def read_config(at: str | os.PathLike) -> Mapping[str, Any]:
         if not (folder / name).is_file():
             others = [path.name for path in sorted(folder.glob("*")) if path.suffix in (".safetensors", ".bin", ".pt")]
             hint = f"; {_conversion(folder)}" if others else f" (current folder {Path.cwd()})"
+            if here := adapters_in(folder) or (adapters_in(folder.parent) if is_group(folder) else []):
+                hint = f"; it is part of a training checkpoint, whose adapter is {here[-1]}"
             raise FileNotFoundError(f"no adapter in {folder}: {name} is missing{hint}")
     path = folder / CONFIG_FILE
     try:

@@ -4,6 +4,7 @@
       manifest.json                        sizes and SHA-256 of all files, and where every tensor lies
       state.json                           everything that is not a tensor
       parameters/model.safetensors ...     one folder for each group of tensors: parameters, ema, moments ...
+      adapter/ adapter_ema/                where adapters are trained, once more in PEFT's form (storage/peft_format.py)
 
 A folder of a group that one process wrote is an ordinary checkpoint: any reader of safetensors loads it. Where several
 processes hold parts of the tensors, each writes its own files, and the manifest says which values of which tensor lie
@@ -25,6 +26,8 @@ from ospnext_ms.storage.files import atomic_path
 from ospnext_ms.storage.safetensors_io import DTYPE_BYTES, StoredTensor, read_header
 
 MANIFEST, STATE = "manifest.json", "state.json"
+# Of a run that trains adapters: as trained, and their average.
+ADAPTERS = ("adapter", "adapter_ema")
 FORMAT = "ospnext_ms training checkpoint 1"
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 
@@ -178,6 +181,13 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     return Checkpoint(path, content["step"], state, groups)
 
 
+def adapters_in(path: str | os.PathLike) -> list[Path]:
+    """The adapters in PEFT's form in the folder of a checkpoint, that of the average last; none where weights were
+    trained themselves."""
+    folders = [Path(path) / name for name in ADAPTERS]
+    return [folder for folder in folders if folder.is_dir()]
+
+
 def is_group(path: str | os.PathLike) -> bool:
     """True for the folder of a group inside a training checkpoint."""
     path = Path(path)
@@ -188,10 +198,14 @@ def read_group(path: str | os.PathLike) -> dict[str, StoredTensor | JoinedTensor
     """{name: tensor} of one group, given its folder (.../step_00000100/ema).
 
     Raises:
-        FileNotFoundError, ValueError: no such group (the existing ones are named), or the checkpoint is damaged.
+        FileNotFoundError: no such group (the existing ones are named). ValueError: the checkpoint is damaged, or is one
+            of adapters, which are no network.
     """
     path = Path(path)
     groups = open_checkpoint(path.parent).groups
+    if adapters := adapters_in(path.parent):
+        raise ValueError(f"{path} holds adapters, no whole network: give the transformer that they were trained "
+                         f"beside, and as adapter {adapters[-1]}")
     if path.name not in groups:
         raise FileNotFoundError(f"{path.parent} has no tensors called {path.name}; it has {', '.join(sorted(groups))}")
     return groups[path.name]

@@ -29,7 +29,8 @@ from ospnext_ms.reporting.monitor import Monitor
 from ospnext_ms.reporting.profile import StepProfile
 from ospnext_ms.reporting.progress import training_line
 from ospnext_ms.storage import fingerprint
-from ospnext_ms.storage.open_weights import read_headers, refuse_damaged
+from ospnext_ms.storage.open_weights import open_weights, read_headers, refuse_damaged
+from ospnext_ms.training.adapters import AdapterFiles, start_fingerprint
 from ospnext_ms.training.fixed_set import FixedSet
 from ospnext_ms.training.inputs import StepInputs, open_source, samples_per_step
 from ospnext_ms.training.learner import Learner
@@ -92,7 +93,8 @@ class Trainer:
         if self.mesh.reports:
             monitor = Monitor(config, total, self.steps_done, training_line, draw_loss, self.source.note,
                               self.runtime.about(self.mesh.size))
-            monitor.say(self.store.check_space(self.learner.state.nbytes))
+            beside = self.adapters.nbytes if self.adapters else 0
+            monitor.say(self.store.check_space(self.learner.state.nbytes + beside))
         is_due = self._is_missing_an_evaluation()
         is_unseen = self.validation and self.validation.is_missing(self.steps_done, total)
         if self.steps_done == total and not is_due and not is_unseen and monitor:
@@ -124,7 +126,8 @@ class Trainer:
         self.store.wait()
         if not monitor:
             return []
-        return [*self.store.paths()[-1:], *monitor.close()]
+        adapters = self.adapters.write(config.output_dir) if self.adapters else []
+        return [*adapters, *self.store.paths()[-1:], *monitor.close()]
 
     def save(self):
         """Starts to save a checkpoint of the steps done; waits for no more than the copies in host memory."""
@@ -140,7 +143,7 @@ class Trainer:
             **run_state(self.config, self.identity),
             **state.json_state(),
         }
-        self.store.save(done, state.copy_to_host(), values)
+        self.store.save(done, state.copy_to_host(), values, self.adapters and self.adapters.copy())
 
     def train_step(self, inputs):
         """One step, without the time it took; the figures of it."""
@@ -237,41 +240,56 @@ class Trainer:
     def _identity(self):
         """What a checkpoint depends on beside the configuration, see training/resume.py."""
         vae = self.config.model.vae if self.encodes else None
-        return {
+        # Without adapters a checkpoint holds the weights themselves.
+        base = self.config.load_checkpoint if self.config.lora else None
+        own = {"contents of load_checkpoint": fingerprint.of_checkpoint(base)} if base else {}
+        return own | {
             "samples of a step on all processes (batch_size, gradient_accumulation_steps, data_parallel)":
                 samples_per_step(self.config) * self.mesh.data_size,
             "contents of train_dataset.path": self.source.fingerprint(),
             "contents of model.vae.checkpoint": vae and fingerprint.of_checkpoint(vae.checkpoint),
         }
 
+    def _starting_weights(self, resumed):
+        """({name: stored tensor}, where they lie) of the whole network, (None, None) for random ones."""
+        path = self.config.load_checkpoint
+        if self.config.lora:
+            return open_weights(path), path
+        if resumed:
+            return resumed.groups["parameters"], resumed.path
+        if path is None:
+            return None, None
+        # Not open_weights: what is trained does not come out of 8 bits.
+        refuse_damaged(path)
+        return read_headers(path), path
+
     def _build(self, resumed):
         config = self.config
-        path = config.load_checkpoint
-        tensors = None
-        if not resumed and path is not None:
-            refuse_damaged(path)
-            tensors = read_headers(path)
-        if resumed:
-            tensors, path = resumed.groups["parameters"], resumed.path
+        tensors, path = self._starting_weights(resumed)
         # Equal on all processes, whatever part of the weights each will hold.
         ms.set_seed(config.seed)
-        built = assemble_dit(config.model.dit, self.runtime, self.mesh, tensors, path, param_dtype=ms.float32,
+        lora = config.lora
+        built = assemble_dit(config.model.dit, self.runtime, self.mesh, tensors, path,
+                             param_dtype=None if lora else ms.float32,
                              residual_dtype=config.model.dit.residual_dtype,
-                             switch_dtype=config.parallel_config.switch_dtype, training=True,
-                             recompute=config.recompute_config.recompute)
+                             switch_dtype=config.parallel_config.switch_dtype, lora=lora,
+                             adapter=lora.checkpoint if lora and not resumed else None, seed=config.seed,
+                             training=True, recompute=config.recompute_config.recompute)
         self.net, self.sharded = built.net, built.sharded
         net = self.net
-        parameters = dict(net.parameters_and_names())
+        parameters = built.adapters.named_parameters if lora else dict(net.parameters_and_names())
         self.learner = Learner(config, parameters, VelocityLoss(net), config.runner_config.steps, self.runtime,
                                self.mesh, self.sharded)
+        self.adapters = built.adapters and AdapterFiles(built.adapters, self.learner.state)
         self.evaluation_loss = self.runtime.compile(VelocityLoss(net))
         if resumed:
             self.learner.state.restore(resumed)
         if self.mesh.reports:
-            origin = f"from {path}" if path is not None else "from random weights"
-            print(f"{'resuming after step ' + str(resumed.step) if resumed else 'starting'} {origin}; "
-                  f"{sum(int(np.prod(self.sharded.shape(n, p.shape))) for n, p in parameters.items()):,} parameters, "
-                  f"{self.mesh.size} processes", flush=True)
+            origin = resumed.path if resumed else "random weights" if path is None else path
+            count = sum(int(np.prod(self.sharded.shape(n, p.shape))) for n, p in parameters.items())
+            what = f"parameters of adapters beside {path}" if lora else "parameters"
+            print(f"{'resuming after step ' + str(resumed.step) if resumed else 'starting'} from {origin}; {count:,} "
+                  f"{what}, {self.mesh.size} processes", flush=True)
             if self.source.excluded:
                 print(f"{len(self.source.excluded)} samples are left out (train_dataset.exclude)", flush=True)
             if quantised := describe(config.model.dit, self.runtime):
@@ -282,6 +300,7 @@ def _read_once(config):
     """{name: hash} of what a run reads beside its data; weights that are gone are no matter to a resumed one."""
     weights = config.load_checkpoint and Path(config.load_checkpoint)
     return {"contents of load_checkpoint": fingerprint.of_checkpoint(weights) if weights and weights.exists() else None,
+            "contents of lora.checkpoint": config.lora and start_fingerprint(config.lora),
             "contents of eval_dataset.path": config.eval_dataset and Cache(config.eval_dataset.path).fingerprint(),
             "contents of validation.prompts":
                 config.validation and fingerprint.of_values(prompts_of(config.validation))}

@@ -80,10 +80,11 @@ def check_same_run(checkpoint, config, identity, may_change, compute_dtype):
     saved_identity = checkpoint.state.get("identity", identity)
     lines = differences(saved | saved_identity, dataclasses.asdict(config) | identity, may_change)
     if lines:
+        weights = "adapter" if (checkpoint.path / "adapter").is_dir() else "parameters"
         raise ValueError(f"{checkpoint.path} was saved by a run with other settings:\n" + "\n".join(lines)
                          + "\nSet them back to resume it. To start anew give another output_dir; with load_checkpoint "
-                         f"(post-train: lora.checkpoint) and resume_training: false it starts from weights, such as "
-                         f"{checkpoint.path}/parameters or the adapters of a finished run")
+                         f"(of adapters: lora.checkpoint) and resume_training: false it starts from weights, such as "
+                         f"{checkpoint.path}/{weights}")
 
 
 def _in_todays_words(configuration, compute_dtype):

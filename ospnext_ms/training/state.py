@@ -54,7 +54,8 @@ class TrainState:
             if group not in checkpoint.groups:
                 raise ValueError(f"{checkpoint.path} has no tensors called {group}; it has "
                                  f"{', '.join(sorted(checkpoint.groups))}")
-            set_tensors(parameters, checkpoint.groups[group], f"{checkpoint.path}/{group}", self.sharded)
+            stored = {_in_todays_words(name): tensor for name, tensor in checkpoint.groups[group].items()}
+            set_tensors(parameters, stored, f"{checkpoint.path}/{group}", self.sharded)
         self.optimizer.restore_steps(checkpoint.state["optimizer_step"])
         self.clipper.restore(checkpoint.state["clipper"])
 
@@ -68,3 +69,8 @@ class TrainState:
             return array.copy()
         values = self.sharded.values(name, array).copy()
         return Piece(values, self.sharded.shape(name, array.shape), self.sharded.start(name))
+
+
+def _in_todays_words(name):
+    """A stored name; those of post-training's adapters once told what the network was wrapped in."""
+    return name.removeprefix("step_log_prob.velocity.net.").replace(".adapter.lora_", ".lora_")

@@ -46,7 +46,7 @@ EXCHANGES = {(2, "quick"): (("2x1", EMPTY), ("1x2", UNEVEN)), (4, "quick"): (("4
 HIF8 = {(2, "quick"): ("2x1",), (4, "quick"): (), (2, "slow"): (), (4, "slow"): ("2x2", "4x1")}
 # Runs of training; see conftest.py for their settings.
 TRAINING = {(2, "quick"): ("resume", "nan", "disagree"), (4, "quick"): ("save",),
-            (2, "slow"): ("resume compiled",), (4, "slow"): ()}
+            (2, "slow"): ("resume compiled", "adapters ssp", "adapters data"), (4, "slow"): ()}
 # A checkpoint is left at STEPS, from which others train on to MORE.
 STEPS, MORE = 2, 4
 
@@ -64,7 +64,17 @@ def cases(world, speed):
 
 def train_settings(folder, data, steps, mode="pynative", **parallel):
     """A TrainConfig as nested dicts, of two videos a step, that leaves a checkpoint at STEPS."""
-    values = train_runs.settings(folder, data, steps, STEPS)
+    return _in_parallel(train_runs.settings(folder, data, steps, STEPS), mode, parallel)
+
+
+def adapter_settings(folder, data, base, **parallel):
+    """As train_settings, of adapters beside the network at `base`."""
+    values = train_runs.adapter_settings(folder, data, base, steps=MORE, every=STEPS)
+    values["model"]["dit"]["num_layers"] = train_runs.DIT["num_layers"]
+    return _in_parallel(values, "pynative", parallel)
+
+
+def _in_parallel(values, mode, parallel):
     values["context"]["mode"] = mode
     values["runner_config"]["batch_size"] = 2 // parallel.get("data_parallel", 1)
     values["parallel_config"] = parallel

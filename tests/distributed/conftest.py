@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.cases import MODEL, MORE, PARTS, STEPS, TRAINING, train_settings
+from tests.distributed.cases import MODEL, MORE, PARTS, STEPS, TRAINING, adapter_settings, train_settings
 from tests.support import generate_runs, train_runs
 from tests.support.configs import changed, write_config
 from tests.support.msrun import run_workers
@@ -50,6 +50,9 @@ def training_folder(tmp_path_factory):
                 "disagree": (3, "pynative", two), "resume compiled": (MORE, "graph", two)}
     for name, (steps, mode, parallel) in settings.items():
         write_config(folder / f"{name}.yaml", train_settings(folder / name, data, steps, mode, **parallel))
+    base = train_runs.write_base(folder / "base.safetensors")
+    for name, parallel in {"adapters ssp": dict(skiparse_parallel=2), "adapters data": two}.items():
+        write_config(folder / f"{name}.yaml", adapter_settings(folder / name, data, base, **parallel))
     return folder
 
 

@@ -8,9 +8,10 @@ import pytest
 from ospnext_ms.parallel.mesh import Mesh
 from ospnext_ms.reporting.metrics import read_metrics
 from ospnext_ms.runtime import start
-from ospnext_ms.storage.training_checkpoint import open_checkpoint
+from ospnext_ms.storage.peft_format import read_stored_adapter
+from ospnext_ms.storage.training_checkpoint import open_checkpoint, problems_of
 from ospnext_ms.training.loop import Trainer
-from tests.distributed.cases import MORE, STEPS, train_settings
+from tests.distributed.cases import MORE, STEPS, adapter_settings, train_settings
 from tests.support import train_runs as runs
 
 pytestmark = pytest.mark.processes
@@ -82,6 +83,26 @@ def test_one_and_two_go_on_alike(one, two):
 def test_two_compiled_processes_go_on_like_one(job, one, training_folder):
     job(2, "slow")
     np.testing.assert_allclose(losses(training_folder / "resume compiled"), losses(one[2]), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adapters ssp", "adapters data"])
+def test_adapters_of_two_processes_are_those_of_one(job, training_folder, tmp_path, name):
+    """A video on both of them; then a video on each, with the frozen weights spread over both."""
+    job(2, "slow")
+    values = adapter_settings(tmp_path / "run", training_folder / "data", training_folder / "base.safetensors")
+    config = runs.read_config(tmp_path / "c.yaml", values)
+    Trainer(config, start(config.context), Mesh.single()).run()
+    folder = training_folder / name
+    np.testing.assert_allclose(losses(folder), losses(tmp_path / "run"), rtol=1e-4)
+    assert len(losses(folder)) == MORE
+    for adapter in ("adapter_ema", f"checkpoints/step_{STEPS:08d}/adapter"):
+        expected, found = (read_stored_adapter(at / adapter).pairs for at in (tmp_path / "run", folder))
+        assert found.keys() == expected.keys()
+        for layer, pair in expected.items():
+            for array, other in zip(pair, found[layer], strict=True):
+                np.testing.assert_allclose(other, array, rtol=1e-3, atol=2e-5, err_msg=layer)
+    assert problems_of(folder / "checkpoints" / f"step_{MORE:08d}") == []
 
 
 def test_bad_data_on_one_rank_stop_all_before_the_update_and_are_named(two):

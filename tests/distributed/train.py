@@ -14,7 +14,7 @@ from tests.support.shards import whole
 
 
 def save(config, runtime, mesh):
-    """Trains to the configured step and leaves a checkpoint."""
+    """Trains to the configured step and leaves checkpoints."""
     Trainer(config, runtime, mesh).run()
     return {}
 
@@ -66,5 +66,6 @@ def train(folder, name):
     """Runs one of cases.TRAINING with FOLDER/NAME.yaml on all processes together."""
     config = load_config(TrainConfig, Path(folder) / f"{name}.yaml")
     runtime = start(config.context)
-    scenarios = {"save": save, "resume": resume, "resume compiled": resume, "nan": not_a_number, "disagree": disagree}
+    scenarios = {"save": save, "resume": resume, "resume compiled": resume,
+                 "adapters ssp": save, "adapters data": save, "nan": not_a_number, "disagree": disagree}
     return scenarios[name](config, runtime, make_mesh(config.parallel_config))

@@ -51,3 +51,27 @@ def settings(folder, data, steps=6, every=3):
 def read_config(path, values, *overrides):
     """TrainConfig of nested dicts, through a YAML file."""
     return configs.read_config(TrainConfig, path, values, *overrides)
+
+
+def write_base(path, **changes):
+    """File with random weights of a network of DIT with `changes`."""
+    import mindspore as ms
+
+    from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
+    from ospnext_ms.storage.weights import save_weights
+
+    ms.set_seed(2)
+    save_weights(OSPNextDiT(DiTConfig(**{**DIT, **changes})), path)
+    return path
+
+
+def adapter_settings(folder, data, base, **options):
+    """As `settings`, of adapters beside the one block of `base` (see write_base), uncompiled; `data` None: noise."""
+    values = settings(folder, data, **options)
+    values |= {"load_checkpoint": str(base), "lora": {"rank": 2, "alpha": 4.0, "targets": ["q", "o", "ffn.0"]}}
+    values["context"]["mode"] = "pynative"
+    values["model"]["dit"]["num_layers"] = 1
+    values["lr_schedule"]["learning_rate"] = 1e-2
+    if data is None:
+        values["train_dataset"] = {"kind": "random", "latent_size": [1, 8, 8]}
+    return values

@@ -14,6 +14,7 @@ peft = pytest.importorskip("peft", reason="diffusers loads adapters with it")
 from ospnext_ms.build import build_dit  # noqa: E402
 from ospnext_ms.config.sections import DiTSection  # noqa: E402
 from ospnext_ms.runtime import Runtime  # noqa: E402
+from tests.support import train_runs  # noqa: E402
 from tests.support.checkpoints import random_state, write_source  # noqa: E402
 from tests.support.compare import relative_error  # noqa: E402
 from tools.conversion.convert import convert  # noqa: E402
@@ -106,6 +107,27 @@ def test_an_adapter_of_theirs_changes_ours_as_theirs(theirs, tmp_path, saved_by)
     convert_lora(tmp_path / "adapter", tmp_path / "back.safetensors", "mindspore-to-torch", target_naming="diffusers")
     again = load_adapter(fresh(folder), tmp_path / "back.safetensors")
     assert relative_error(run_theirs(again) - plain, own) < 1e-5
+
+
+def test_what_train_writes_does_there_what_it_does_here(theirs, tmp_path):
+    from ospnext_ms.parallel.mesh import Mesh
+    from ospnext_ms.runtime import start
+    from ospnext_ms.training.loop import Trainer
+
+    _, folder, ours = theirs
+    values = train_runs.adapter_settings(tmp_path / "run", None, ours, steps=2)
+    values["model"]["dit"] = {"dim": 32, "num_heads": 2, "text_len": TEXT_LEN, "skiparse": "full", **SIZES}
+    values["lr_schedule"] |= {"learning_rate": 0.1, "lr_end": 0.1, "warmup_steps": 0}
+    config = train_runs.read_config(tmp_path / "run.yaml", values)
+    trainer = Trainer(config, start(config.context), Mesh.single())
+    trainer.run()
+    adapter = trainer.store.newest().path / "adapter"
+    convert_lora(adapter, tmp_path / "e.safetensors", "mindspore-to-torch", target_naming="diffusers")
+    model = fresh(folder)
+    plain = run_theirs(model)
+    adapted = run_theirs(load_adapter(model, tmp_path / "e.safetensors"))
+    assert relative_error(adapted, plain) > 1e-2
+    assert relative_error(adapted, trainer.net(*map(Tensor, inputs())).asnumpy()) < 1e-5
 
 
 def test_the_whole_pipeline_loads_an_exported_adapter(theirs, tmp_path):

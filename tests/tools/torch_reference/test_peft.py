@@ -1,5 +1,7 @@
 """Adapters travel between this package and PEFT, on the PyTorch network, with the same outputs."""
 
+import dataclasses
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from ospnext_ms.models.dit import DiTConfig, OSPNextDiT  # noqa: E402
 from ospnext_ms.models.lora import Adapters, LoRAConfig  # noqa: E402
 from ospnext_ms.storage.peft_format import read_adapter, write_adapter  # noqa: E402
 from ospnext_ms.storage.weights import save_weights  # noqa: E402
+from tests.support import train_runs  # noqa: E402
 from tests.support.compare import relative_error  # noqa: E402
 from tools.conversion.lora import merge_lora  # noqa: E402
 from tools.torch_reference.dit import OSPNextDiT as TorchDiT  # noqa: E402
@@ -77,6 +80,24 @@ def test_ours_in_peft(base, trained, tmp_path):
     assert relative_error(without, run_ours(net)) > 1e-2
     merged = adapted.merge_and_unload()
     assert relative_error(run_torch(merged), run_ours(net)) < 1e-5
+
+
+def test_what_train_writes_in_peft(base, tmp_path):
+    from ospnext_ms.parallel.mesh import Mesh
+    from ospnext_ms.runtime import start
+    from ospnext_ms.training.loop import Trainer
+
+    values = train_runs.adapter_settings(tmp_path / "run", None, base, steps=2)
+    values["model"]["dit"] = dataclasses.asdict(CONFIG)
+    values["lr_schedule"] |= {"learning_rate": 0.1, "lr_end": 0.1, "warmup_steps": 0}
+    config = train_runs.read_config(tmp_path / "run.yaml", values)
+    trainer = Trainer(config, start(config.context), Mesh.single())
+    trainer.run()
+    plain = load(TorchDiT(CONFIG), base)
+    without = run_torch(plain)
+    adapted = peft.PeftModel.from_pretrained(plain, tmp_path / "run" / "adapter")
+    assert relative_error(run_torch(adapted), run_ours(trainer.net)) < 1e-5
+    assert relative_error(without, run_ours(trainer.net)) > 1e-2
 
 
 def test_theirs_in_ours(base, tmp_path):
