@@ -34,8 +34,9 @@ def torch_clips(recipe, weights, model, prompts, noise, sampling, device, dit=No
     return models.decode_clips(vae, latents, batch_size=min(batch_size, 16))
 
 
-def mindspore_clips(recipe, weights, model, prompts, noise, sampling, batch_size=8):
-    """Clips of the model "full" or "sparse" by the pipeline of ospnext_ms and its tiny.yaml."""
+def mindspore_clips(recipe, weights, model, prompts, noise, sampling, batch_size=8, adapter=None):
+    """Clips of the model "full" or "sparse" by the pipeline of ospnext_ms and its tiny.yaml; `adapter` is the folder of
+    one in PEFT's format that is used beside it."""
     from ospnext_ms.config.generate import GenerateConfig
     from ospnext_ms.config.reader import load_config
     from ospnext_ms.generation.jobs import plain_jobs
@@ -51,6 +52,7 @@ def mindspore_clips(recipe, weights, model, prompts, noise, sampling, batch_size
         "model.text_encoder.tokenizer": str(weights / "tokenizer"),
         "sampling.steps": sampling.num_steps, "sampling.shift": float(sampling.shift),
         "sampling.guidance": float(sampling.guidance), "sampling.batch_size": batch_size,
+        "adapter": adapter and str(adapter),
     })
     pipeline = TextToVideo(config, start(config.context), plain_jobs(config.sampling, prompts), noise)
     return np.stack([video.frames for video in pipeline.videos()])

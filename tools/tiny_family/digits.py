@@ -104,14 +104,15 @@ def draw_label(rng, digit=None, direction=None, two_digits=None):
     return ClipLabel(digit, direction, speed, size, brightness, int(rng.integers(10)) if two_digits else -1)
 
 
-def render(label, rng, split="train"):
-    """The clip of a label, uint8 [17, 128, 128, 3], grey; the scan and the place are drawn."""
+def render(label, rng, split="train", draw=lambda glyph: glyph):
+    """The clip of a label, uint8 [17, 128, 128, 3], grey; the scan and the place are drawn. `draw` gives a glyph,
+    float32 [80, 80], its look."""
     size = SIZES[label.size]
     travel = 0 if label.direction == "still" else TRAVEL[label.speed]
     step_x, step_y = (travel * component for component in DIRECTIONS[label.direction])
-    glyphs = [_draw_glyph(label.digit, rng, split)]
+    glyphs = [draw(_draw_glyph(label.digit, rng, split))]
     if label.second_digit >= 0:
-        glyphs.append(_draw_glyph(label.second_digit, rng, split))
+        glyphs.append(draw(_draw_glyph(label.second_digit, rng, split)))
         size = min(size, (FRAME_SIZE - abs(step_x)) / (1 + PAIR_SPACING))
     start_x = _draw_start(rng, size * (1 + PAIR_SPACING * (len(glyphs) - 1)), step_x)
     start_y = _draw_start(rng, size, step_y)
