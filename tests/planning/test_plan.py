@@ -64,13 +64,30 @@ def test_generating_with_14b_on_one_device(capsys):
 
 @pytest.mark.parametrize(("file", "devices", "trained"), [
     ("train/1_3b", 8, 1_418_996_800), ("train/tiny", 1, None), ("generate/1_3b", 1, 0), ("generate/tiny", 1, 0),
-    ("post_train/tiny", 1, None),
+    ("post_train/tiny", 1, None), ("train/tiny_lora", 1, None), ("train/1_3b_lora", 8, 30 * 8 * 32 * 2 * 1536),
 ])
 def test_all_kinds_of_runs_can_be_planned(file, devices, trained, capsys):
     plan = figures(capsys, str(ROOT / "yaml_configs" / f"{file}.yaml"))
     assert plan["devices"] == devices
     assert plan["total"] > 0
     assert trained is None or plan["trained_parameters"] == trained
+
+
+def test_training_adapters_keeps_moments_and_averages_of_them_alone(capsys):
+    adapters = 40 * 8 * 32 * 2 * 5120
+    plan = figures(capsys, str(ROOT / "yaml_configs" / "train" / "14b_lora.yaml"))
+    whole = figures(capsys, TRAIN_14B)
+    assert plan["trained_parameters"] == adapters
+    lasting, phases = (plan["memory"]["with recompute"][name] for name in ("lasting", "phases"))
+    assert lasting == {"weights": lasting["weights"], "optimiser": 8 * adapters, "adapters": 4 * adapters,
+                       "EMA": 4 * adapters}
+    # The frozen network lies in the compute dtype, a trained one in fp32.
+    assert 2 * lasting["weights"] == whole["memory"]["with recompute"]["lasting"]["weights"]
+    assert phases["backward"]["gradients"] == 4 * adapters
+    assert plan["bytes_of_a_step"]["gradients"] == 2 * 7 * 4 * adapters // 8
+    assert plan["total"] < whole["total"]
+    eight = figures(capsys, str(ROOT / "yaml_configs" / "train" / "14b_lora.yaml"), "--set", "model.dit.quant=hif8")
+    assert eight["memory"]["with recompute"]["lasting"]["weights"] < 0.55 * lasting["weights"]
 
 
 def test_each_branch_of_guidance_on_devices_of_its_own(capsys):

@@ -22,6 +22,7 @@ RUN = {
         "python -m ospnext_ms plan --config yaml_configs/train/14b.yaml --devices 64 --video 480 832 49",
         "python -m ospnext_ms plan --config yaml_configs/generate/14b.yaml --json",
         "python -m ospnext_ms plan --config yaml_configs/train/14b.yaml --device 910B",
+        "python -m ospnext_ms plan --config yaml_configs/train/14b_lora.yaml",
         "python -m tools.experiments.seconds_on_paper",
     ],
     "convert": [
@@ -51,6 +52,11 @@ RUN = {
         "python -m tools.experiments.save_overhead --config yaml_configs/train/tiny.yaml "
         "--set output_dir=output/overhead --set eval_dataset=null --set runner_config.steps=80 "
         "--set callbacks.save_checkpoint_steps=10",
+    ],
+    "adapters": [
+        "bash tools/tiny_family/lora.sh output/lora",
+        "python -m ospnext_ms generate --config yaml_configs/generate/tiny.yaml "
+        "--set adapter=output/lora/train/adapter_ema --output output/new_look",
     ],
     "post-train": [
         "python -m ospnext_ms post-train --config yaml_configs/post_train/tiny.yaml",
@@ -169,6 +175,7 @@ SHORTER = {
     "runner_config.iterations=8": "runner_config.iterations=1",
     "runner_config.iterations=4": "runner_config.iterations=1",
     "finetune 400 256 60": "finetune 2 6 0",
+    "lora.sh output/lora": "lora.sh output/lora 2 4 2 2",
     "--batch-size 1 --set eval_dataset.every=250": "--batch-size 1 --steps 2 --seeds 0 --ablation-seeds "
                                                    "--set eval_dataset.every=1",
     "save_checkpoint_steps=500": "save_checkpoint_steps=2",
