@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from ospnext_ms.__main__ import main
@@ -71,6 +72,11 @@ def test_what_a_run_leaves(undisturbed):
     config, arrays = read_adapter(folder / "adapter_ema")
     assert (config.rank, config.alpha) == (2, 4.0)
     assert any(b.any() for _, b in arrays.values())
+    for name in ("adapter", "adapter_ema"):
+        in_checkpoint = read_adapter(folder / "checkpoints" / "step_00000003" / name)[1]
+        for layer, pair in read_adapter(folder / name)[1].items():
+            for array, other in zip(pair, in_checkpoint[layer], strict=True):
+                np.testing.assert_array_equal(other, array, err_msg=layer)
 
 
 @pytest.mark.slow

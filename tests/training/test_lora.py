@@ -1,5 +1,6 @@
 """Runs that train adapters beside a frozen network of some thousand weights."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -144,6 +145,17 @@ def test_stopped_and_resumed_equals_undisturbed_bit_by_bit(finished, data, base,
     assert exact_figures(tmp_path / "run") == exact_figures(folder)
     assert_same(tensors_of(step(tmp_path / "run", STEPS)), tensors_of(step(folder, STEPS)))
     assert_same(pairs(tmp_path / "run" / "adapter_ema"), pairs(folder / "adapter_ema"))
+
+
+def test_names_that_once_told_what_the_network_was_wrapped_in(finished, data, base, tmp_path):
+    """Of post-training's adapters, before they were named by their layers."""
+    stored = open_checkpoint(step(finished[1], STEPS))
+    old = {group: {f"step_log_prob.velocity.net.{name.replace('.lora_', '.adapter.lora_')}": tensor
+                   for name, tensor in tensors.items()} for group, tensors in stored.groups.items()}
+    run = trainer(tmp_path, runs.adapter_settings(tmp_path / "run", data, base))
+    run.learner.state.restore(dataclasses.replace(stored, groups=old))
+    for group, arrays in run.learner.state.copy_to_host().items():
+        assert_same(arrays, {name: tensor.numpy() for name, tensor in stored.groups[group].items()})
 
 
 KILLED = """

@@ -4,7 +4,7 @@
 #   bash tools/tiny_family/lora.sh OUTPUT [STEPS] [CLIPS] [SAMPLES] [HELD_OUT]
 # Safe to run again: what is complete is kept, training resumes. SAMPLES prompts are drawn before and after.
 set -euo pipefail
-output=$1 steps=${2:-150} clips=${3:-64} samples=${4:-40} held_out=${5:-24}
+output=$1 steps=${2:-150} clips=${3:-64} samples=${4:-40} held_out=${5:-12}
 python=${OSPNEXT_VENV:-.venv}/bin/python
 train=(--config yaml_configs/train/tiny_lora.yaml --set output_dir="$output/train"
   --set train_dataset.path="$output/cache" --set eval_dataset.path="$output/held_out_cache"
