@@ -125,6 +125,7 @@ def as_numbers(event):
     return {"dur": float(event["dur"]), "ts": float(event["ts"])}
 
 
+@pytest.mark.slow
 def test_generate_leaves_one_too(tmp_path, model_files, capsys):
     config = write_config(tmp_path / "run.yaml", generate_runs.settings(model_files, tmp_path / "out"))
     assert main(["generate", "--config", str(config), "--profile"]) == 0
