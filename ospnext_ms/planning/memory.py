@@ -24,6 +24,9 @@ _FLASH_STATISTICS = 64
 _VAE_WEIGHTS, _VAE_MAPS, _VAE_EARLIER, _PAST_FRAMES = 13_800, 10, 12.3, 2
 # Bytes for each hidden value; fitted to one peak of MindSpore's dry run (docs/ascend.md: HiF8 native).
 _ROUNDING = 40
+# Free pieces between tensors that fit none of the others, as a share of one block's activations where blocks are
+# recomputed; fitted to the second step of training in the dry run, which has no virtual memory (docs/ascend.md).
+_FRAGMENTS = 0.25
 # Gradients alive at once in the backward pass of a block: those of q, k, v in fp32 and of the residual stream twice.
 _GRADIENTS_IN_FLIGHT = 20
 
@@ -195,8 +198,9 @@ def _activations(workload: Workload, recompute: bool) -> dict[str, int]:
     # With guidance both branches of the velocity wait for the backward pass.
     times = workload.forwards if workload.trained == "lora" else 1
     if recompute:
-        return {"inputs of the blocks": times * inputs, "one block's activations": int(batch * max(blocks)),
-                "gradients under way": in_flight}
+        block = int(batch * max(blocks))
+        return {"inputs of the blocks": times * inputs, "one block's activations": block,
+                "gradients under way": in_flight, "fragments": int(_FRAGMENTS * block)}
     return {"activations": int(times * batch * sum(blocks)), "gradients under way": in_flight}
 
 
