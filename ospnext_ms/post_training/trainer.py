@@ -146,9 +146,11 @@ class PolicyTrainer:
                 is_due = done == total or self._evaluation_is_due()
                 if is_due and done < total:
                     self.evaluation(done, self.learner.ema, monitor)
-                if self.validation and self.validation.is_due(done, total):
+                is_unseen = self.validation and self.validation.is_due(done, total)
+                if is_unseen:
                     self.validation(done, self.learner.ema, monitor)
-                clock.skip()
+                if is_unseen or is_due and done < total:
+                    clock.skip()
             self.store.wait()
             # Before the last evaluation: what was learned is not lost where that fails.
             paths = self.adapters.write(self.folder) if monitor else []
