@@ -52,6 +52,8 @@ class Guard:
                                            (b"set-cookie", f"{COOKIE}={given}; HttpOnly; SameSite=Strict; Path=/"
                                                            .encode())])
             return
+        if scope["path"].strip("/").startswith("gradio_api/"):
+            send = _without_server_errors(send)
         await self._app(scope, _Bounded(receive, self._section.body_bytes), _with_policy(send))
 
     def _refusal(self, scope, headers):
@@ -128,6 +130,21 @@ def _with_policy(send):
             message["headers"] = [*message.get("headers", []), (b"content-security-policy", POLICY.encode()),
                                   (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
         await send(message)
+    return sends
+
+
+def _without_server_errors(send):
+    """Gradio calls it a server's error, in many lines, where what a client sent to the page's events cannot be."""
+    refused = False
+
+    async def sends(message):
+        nonlocal refused
+        if message["type"] == "http.response.start" and message["status"] >= 500:
+            refused = True
+            body = error_body("this is not what the page sends", "invalid_value")
+            await _answer(send, 400, json.dumps(body).encode())
+        elif not refused:
+            await send(message)
     return sends
 
 

@@ -21,6 +21,7 @@ CSS = """
 """
 POLL_SECONDS = 0.5
 SHOWN = 40
+CLICKS = 64
 
 
 def make_page(desk, config) -> gr.Blocks:
@@ -78,7 +79,8 @@ def make_page(desk, config) -> gr.Blocks:
         gr.Timer(POLL_SECONDS).tick(look, [mine, shown], [shown, current, gallery], show_progress="hidden",
                                     queue=False)
         page.load(look, [mine, shown], [shown, current, gallery], show_progress="hidden", queue=False)
-    return page
+    # Of clicks, which take no time; api_open=False closes the API that Gradio would put beside ours.
+    return page.queue(max_size=CLICKS, api_open=False)
 
 
 def _current(view, id):

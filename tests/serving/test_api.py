@@ -1,6 +1,7 @@
 """The API over HTTP: OpenAI's own client, hostile requests, many clients. The worker pretends."""
 
 import json
+import math
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +88,21 @@ def test_hostile_requests(server, method, path, options, status, words):
     assert words in answer.text
     assert "Traceback" not in answer.text
     assert "\n" not in answer.text
+    assert httpx.get(f"{server}/v1/models").status_code == 200
+
+
+@pytest.mark.parametrize("data", [[], ["a"], ["a", "", "x", {"a": 1}, "NaN", "../..", 5, "../"],
+                                  ["a", "", math.inf, 5, 3, "128x128", 5, ""]], ids=str)
+@pytest.mark.parametrize("event", [0, 2])
+def test_what_the_page_does_not_send(server, data, event):
+    """Gradio's ways past its queue answer no server error, and no line of its code."""
+    body = json.dumps({"data": data, "fn_index": event, "session_hash": "a"})
+    for path in ("run/predict", "run/submit", "call/submit", "queue/join"):
+        answer = httpx.post(f"{server}/gradio_api/{path}", content=body, timeout=30,
+                            headers={"Content-Type": "application/json"})
+        assert answer.status_code < 500, answer.text
+        assert "Traceback" not in answer.text
+        assert "\n" not in answer.text
     assert httpx.get(f"{server}/v1/models").status_code == 200
 
 
