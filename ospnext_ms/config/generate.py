@@ -17,6 +17,15 @@ from ospnext_ms.diffusion.choices import SamplerName
 
 
 @dataclass(frozen=True, kw_only=True)
+class GenerateContextSection(ContextSection):
+    """As ContextSection. With `offload` the weights of the transformer's blocks stay in the host's memory and come to
+    the device block by block: less memory there, the same numbers.
+    """
+
+    offload: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerateParallelSection(ParallelSection):
     """As ParallelSection; `data_parallel` counts the groups that share a video, and prompts are spread over them.
 
@@ -102,7 +111,7 @@ class GenerateConfig:
     """
 
     run_mode: Literal["generate"]
-    context: ContextSection = ContextSection()
+    context: GenerateContextSection = GenerateContextSection()
     parallel_config: GenerateParallelSection = GenerateParallelSection()
     model: ModelSection
     sampling: SamplingSection

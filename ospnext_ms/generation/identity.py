@@ -13,7 +13,7 @@ from ospnext_ms.storage import fingerprint
 # along is compared with its record; and the device and dtype count that were chosen, not the wish.
 MAY_CHANGE = frozenset({
     "output_dir", "output_naming", "prompts", "adapter", "adapters",
-    "context.device_target", "context.dtype",
+    "context.device_target", "context.dtype", "context.offload",
     "parallel_config.data_parallel", "parallel_config.parameter_shard",
     "sampling.seed", "sampling.negative_prompt", "sampling.starting_noise", "sampling.cache.calibration",
     "model.dit.checkpoint", "model.vae.checkpoint", "model.text_encoder.checkpoint", "model.text_encoder.tokenizer",

@@ -5,6 +5,7 @@ import time
 from ospnext_ms.build import build_dit
 from ospnext_ms.generation.coders import FrameDecoder, TextEncoder
 from ospnext_ms.generation.team import SpreadTiles, Team
+from ospnext_ms.models.block_by_block import BlockByBlock
 from ospnext_ms.models.dit_steps import ComputedStep, ReusedStep
 from ospnext_ms.quant.recipe import describe
 from ospnext_ms.runtime import release_memory
@@ -47,18 +48,21 @@ class Networks:
     @property
     def velocity(self):
         """The transformer, compiled where the run is."""
-        return self._once("velocity", lambda: self.runtime.compile(self._transformer), is_timed=False)
+        net, by_block = self._transformer
+        return self._once("velocity", lambda: by_block or self.runtime.compile(net), is_timed=False)
 
     @property
     def computed_step(self):
         """See models.dit_steps.ComputedStep."""
-        return self._once("computed_step", lambda: self.runtime.compile(ComputedStep(self._transformer)),
+        net, by_block = self._transformer
+        return self._once("computed_step",
+                          lambda: by_block.computed if by_block else self.runtime.compile(ComputedStep(net)),
                           is_timed=False)
 
     @property
     def reused_step(self):
         """See models.dit_steps.ReusedStep."""
-        return self._once("reused_step", lambda: self.runtime.compile(ReusedStep(self._transformer)), is_timed=False)
+        return self._once("reused_step", lambda: self.runtime.compile(ReusedStep(self._transformer[0])), is_timed=False)
 
     @property
     def decoder(self):
@@ -69,6 +73,7 @@ class Networks:
 
     @property
     def _transformer(self):
+        """(network, BlockByBlock of it; None where its blocks are on the device)."""
         return self._once("dit", self._build_transformer)
 
     def _build_transformer(self):
@@ -77,7 +82,7 @@ class Networks:
                         switch_dtype=config.parallel_config.switch_dtype)
         if (quantised := describe(config.model.dit, self.runtime)) and self.team.is_leader:
             print(quantised, flush=True)
-        return net
+        return net, BlockByBlock(net, self.runtime.compile) if config.context.offload else None
 
     def _once(self, name, make, is_timed=True):
         if name not in self._made:

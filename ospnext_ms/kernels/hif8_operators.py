@@ -101,7 +101,10 @@ def held_parameter(shape, native, name):
 def held_tensor(codes, dtype):
     """HiF8 codes, uint8 array, as a tensor of the dtype of a held_parameter."""
     codes = Tensor(np.ascontiguousarray(codes))
-    return codes if dtype == ms.uint8 else codes.view(dtype)
+    if dtype == ms.uint8:
+        return codes
+    # A view is made where the device is, and stays there; weights that come in turn are not to.
+    return codes.view(dtype).to("CPU") if on_ascend() else codes.view(dtype)
 
 
 def held_codes(parameter):

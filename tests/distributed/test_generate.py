@@ -47,6 +47,18 @@ def test_two_videos_on_two_processes_each(model_folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_blocks_that_come_in_turn_on_two_processes(model_folder, tmp_path):
+    """Sequence shared and weights spread: the video of two processes that have all weights where they compute."""
+    for name in ("false", "true"):
+        status, output = run_workers(2, tmp_path, *command(
+            model_folder, f"output_dir={tmp_path}/{name}", "parallel_config.skiparse_parallel=2",
+            "parallel_config.parameter_shard=2", f"context.offload={name}"))
+        assert status == 0, output[-4000:]
+    together, in_turn = ((tmp_path / name / "video_0000.mp4").read_bytes() for name in ("false", "true"))
+    assert in_turn == together
+
+
+@pytest.mark.slow
 def test_a_dead_worker_ends_the_job(model_folder, tmp_path):
     options = command(model_folder, f"output_dir={tmp_path}/output", "sampling.steps=1000",
                       "parallel_config.skiparse_parallel=2")
