@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields, replace
 LINEAR_SHARE, ATTENTION_SHARE, EIGHT_BIT_SHARE = 0.750, 0.6975, 0.673
 # Of a link's rate, in collectives of many megabytes; an assumption.
 LINK_SHARE = 0.7
+# 16 lanes, one way.
+PCIE_4, PCIE_5 = 32, 64
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Device:
         bf16, eight_bit: peak of products. linear_share, attention_share (of bf16), eight_bit_share: reached of it.
         memory: rate. elementwise: bytes that everything but products and attention moves, for each value of the
             residual stream and each block; of fused kernels on NVIDIA as fitted, of MindSpore's operators as counted.
-        inside, across: link rates in a host and between hosts; `in_host` devices share one.
+        inside, across, host: link rates in a host, between hosts, and from a host's memory to one device; `in_host`
+            devices share a host.
         source: where the rates are stated. estimated: names of those that are neither stated nor measured.
     """
 
@@ -38,6 +41,7 @@ class Device:
     attention_share: float = ATTENTION_SHARE
     eight_bit_share: float = EIGHT_BIT_SHARE
     link_share: float = LINK_SHARE
+    host: float = PCIE_5
 
 
 FUSED, SINGLE_OPERATORS = 86.5, 312.0
@@ -55,14 +59,14 @@ DEVICES = {
     # https://support.huawei.com/enterprise/zh/doc/EDOC1100317202/f3dba488.
     "910B": Device(353.9, 0, 1600, SINGLE_OPERATORS, 196, 25, 8,
                    "CANN's table of the 910B2 and Huawei's Atlas 800T A2 specification; slower kinds are sold",
-                   ("linear_share", "attention_share", "link_share")),
+                   ("linear_share", "attention_share", "link_share", "host"), host=PCIE_4),
     # bf16 432, HiF8 865 TFLOP/s, 1.6 TB/s, 128 GB: Ascend 950 NPU architecture white paper, table 3-1, server grade, as
     # quoted in the same issue and in https://gitcode.com/cann/ops-transformer/issues/5487. The announcement (Huawei
     # Connect 2025) rounds to 1 PFLOP/s in FP8 and HiF8 and states 1.6 TB/s and 2 TB/s of links, read as both
     # ways together.
     "950PR": Device(432, 865, 1600, SINGLE_OPERATORS, 1000, 50, 8,
                     "Ascend 950 NPU architecture white paper, server grade, and Huawei Connect 2025",
-                    ("across", "in_host", "linear_share", "attention_share", "eight_bit_share", "link_share")),
+                    ("across", "in_host", "linear_share", "attention_share", "eight_bit_share", "link_share", "host")),
 }
 
 

@@ -21,13 +21,18 @@ def loading(workload: Workload) -> dict[str, int]:
     """{network: bytes of a process at its highest}; the text encoder is let go before the transformer is loaded."""
     estimate = memory.estimate(workload)
     held = {**estimate.phases.get("denoising", {}), **estimate.lasting}
-    networks = {"transformer": held["weights"] + held.get("VAE", 0) + held.get("adapters", 0)
+    networks = {"transformer": memory.host_weights(workload) + held.get("VAE", 0)
                 + _read(shapes.dit_parameters(workload.dit).values())}
     if (config := workload.text_encoder) is not None:
         table = umt5_shapes(vocab_size=config.vocab_size, dim=config.dim, ffn_dim=config.ffn_dim,
                             num_heads=config.num_heads, num_layers=config.num_layers, num_buckets=config.num_buckets)
         networks["text encoder"] = workload.stored * shapes.count(table) + _read(table.values())
     return networks
+
+
+def staying(workload: Workload) -> int:
+    """Bytes of a process that stay on the host as long as it generates; 0 where all weights go to the device."""
+    return memory.block_bytes(workload) if workload.offload else 0
 
 
 def of_host(workload: Workload) -> tuple[int, int]:

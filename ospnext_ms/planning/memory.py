@@ -80,9 +80,8 @@ def _generation(workload: Workload) -> Memory:
     each has its work while it computes.
     """
     parameters = shapes.dit_parameters(workload.dit)
-    transformer = _weights(workload, parameters)
-    # Every process has them whole.
-    adapters = {"adapters": workload.compute * workload.adapter_values} if workload.adapter_values else {}
+    transformer, adapter_bytes = _on_device(workload, parameters)
+    adapters = {"adapters": adapter_bytes} if adapter_bytes else {}
     vae = {"VAE": 4 * _VAE_WEIGHTS * workload.vae.dim**2} if workload.vae else {}
     phases = {"denoising": {"weights": transformer, **adapters, **vae, "one block's work": _forward_work(workload),
                             "latents and patches": _ends(workload),
@@ -125,6 +124,37 @@ def _weights(workload: Workload, parameters: Shapes) -> int:
     shard, codes = workload.parallel.parameter_shard, _codes(workload, parameters)
     others = {name: shape for name, shape in parameters.items() if name not in codes}
     return shapes.shard_count(codes, shard) + workload.stored * shapes.shard_count(others, shard)
+
+
+def _on_device(workload: Workload, parameters: Shapes) -> tuple[int, int]:
+    """(weights, adapters) of a generation. Those of blocks that come in turn have room for two blocks (see
+    models.block_by_block), once for plain and once for quantised ones; adapters, whole on every process, are taken to
+    be in all blocks.
+    """
+    adapters = workload.compute * workload.adapter_values
+    if not workload.offload:
+        return _weights(workload, parameters), adapters
+    dit = workload.dit
+    first_of = {i in dit.quantised_blocks: f"blocks.{i}." for i in reversed(range(dit.num_layers))}
+    rest = {name: shape for name, shape in parameters.items() if not name.startswith("blocks.")}
+    block = sum(_weights(workload, {name: shape for name, shape in parameters.items() if name.startswith(prefix)})
+                for prefix in first_of.values())
+    return _weights(workload, rest) + 2 * block, 2 * len(first_of) * adapters // dit.num_layers
+
+
+def host_weights(workload: Workload) -> int:
+    """Weights and adapters that a process loads, wherever they go afterwards."""
+    held = _weights(workload, shapes.dit_parameters(workload.dit))
+    if workload.trained is None:
+        return held + workload.compute * workload.adapter_values
+    return held + estimate(workload).lasting.get("adapters", 0)
+
+
+def block_bytes(workload: Workload) -> int:
+    """Weights and adapters of all blocks, which go to the device once a forward where they come in turn."""
+    parameters = shapes.dit_parameters(workload.dit)
+    blocks = {name: shape for name, shape in parameters.items() if name.startswith("blocks.")}
+    return _weights(workload, blocks) + workload.compute * workload.adapter_values
 
 
 def _vae_work(vae: VAEConfig, workload: Workload) -> dict[str, int]:

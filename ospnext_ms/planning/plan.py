@@ -34,8 +34,8 @@ def make_plan(workload: Workload) -> dict:
                    for name, value in estimates.items()},
         "total": chosen.total,
         "outside": outside,
-        "host": {"process": host.loading(workload), **dict(zip(("processes", "together"), host.of_host(workload),
-                                                               strict=True))},
+        "host": {"process": host.loading(workload), "staying": host.staying(workload),
+                 **dict(zip(("processes", "together"), host.of_host(workload), strict=True))},
         "fits": {gb: chosen.total + sum(outside.values()) <= gb * GB for gb in DEVICES_GB},
         "flops": _flops(workload),
         "speed_up": _speed_up(dit, grid),
@@ -120,6 +120,9 @@ def _memory(plan: dict) -> list[str]:
     loading = ", ".join(f"{_gb(value)} {name}" for name, value in plan["host"]["process"].items())
     lines.append(f"memory of the host while weights are loaded, a process: {loading}; the {plan['host']['processes']} "
                  f"of a host together: {_gb(plan['host']['together'])}")
+    if staying := plan["host"]["staying"]:
+        lines.append(f"of which the blocks' weights stay there: {_gb(staying)} a process, which go to its device once "
+                     "in every call of the transformer")
     return lines
 
 

@@ -7,7 +7,7 @@ measured times is in docs/plan.md.
 from dataclasses import dataclass, replace
 
 from ospnext_ms.models.flops import forward_flops
-from ospnext_ms.planning import communication, shapes
+from ospnext_ms.planning import communication, memory, shapes
 from ospnext_ms.planning.devices import Device
 from ospnext_ms.planning.workload import Workload
 
@@ -31,7 +31,10 @@ def forward_seconds(workload: Workload, device: Device) -> dict[str, float]:
     linear = device.eight_bit * device.eight_bit_share if dit.quant else device.bf16 * device.linear_share
     values = workload.grid[0] * workload.grid[1] * workload.grid[2] * dit.dim * dit.num_layers / degree
     most, _ = communication.video_bytes(workload)
-    return {
+    from_host = {}
+    if workload.offload:
+        from_host["host link"] = memory.block_bytes(workload) / (device.host * device.link_share * 1e9)
+    return from_host | {
         "linears": flops["linear"] / degree / (linear * 1e12),
         "attention": flops["attention"] / degree / (device.bf16 * device.attention_share * 1e12),
         "elementwise": values * device.elementwise / (device.memory * 1e9),
@@ -54,6 +57,8 @@ def step_seconds(workload: Workload, device: Device) -> dict[str, float]:
         times = {"linears": 1 + again + backward, "attention": 1 + again + BACKWARD_ATTENTION,
                  "elementwise": 1 + again + 2}
     parts = {name: samples * times[name] * forward[name] for name in times}
+    if workload.offload:
+        parts["host link"] = samples / workload.batch * forward["host link"]
     shard, degree = workload.parallel.parameter_shard, workload.degree
     exchanged = sum(sent[name] for name in ("switch", "full", "sparse", "leave"))
     parts["exchanges"] = _link_seconds(exchanged, degree, device)

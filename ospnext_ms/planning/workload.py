@@ -40,6 +40,7 @@ class Workload:
         watched: what makes the videos of validation, None where there are none.
         peak_tflops: of a device, or None. groups_per_video: 2 where each branch of guidance has devices of its own.
         adapter_values: numbers in the adapters that are used beside the weights, not trained.
+        offload: the blocks' weights stay on the host and come to the device in turn.
     """
 
     run_mode: str
@@ -62,6 +63,7 @@ class Workload:
     peak_tflops: float | None
     groups_per_video: int = 1
     adapter_values: int = 0
+    offload: bool = False
     vae: VAEConfig | None = None
     vae_tile: int | None = None
     watched: "Workload | None" = None
@@ -221,7 +223,8 @@ def _generation(config: GenerateConfig, parallel: ParallelSection, video: tuple[
         batches=config.sampling.steps,
         forwards=(1 if config.sampling.guidance == 1 else 2) // groups, compute=BYTES[dtype], residual=BYTES["fp32"],
         stored=BYTES[dtype], flash=flash, trained=None, lora=None, parallel=parallel, ema=False, recompute=False,
-        peak_tflops=None, groups_per_video=groups, adapter_values=adapter_values)
+        peak_tflops=None, groups_per_video=groups, adapter_values=adapter_values,
+        offload=config.context.offload)
 
 
 def _adapter_values(config: GenerateConfig) -> tuple[int, tuple[str, ...]]:

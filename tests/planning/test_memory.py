@@ -11,7 +11,7 @@ import pytest
 from ospnext_ms.config.sections import ParallelSection
 from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
 from ospnext_ms.models.lora_config import LoRAConfig
-from ospnext_ms.planning import memory, shapes
+from ospnext_ms.planning import host, memory, shapes
 from ospnext_ms.planning.workload import read_workload
 from ospnext_ms.storage.adapters import StoredAdapter
 from ospnext_ms.storage.peft_format import write_stored_adapter
@@ -69,6 +69,28 @@ def test_adapters_leave_the_weights_frozen():
     adapters = shapes.lora_count(shapes.dit_parameters(OSP_NEXT_14B), lora)
     assert parts.lasting == {"weights": 2 * 14_288_491_584, "optimiser": 8 * adapters, "adapters": 4 * adapters,
                              "EMA": 4 * adapters}
+
+
+def test_blocks_that_come_in_turn_have_room_for_two():
+    plans = [read_workload(CONFIGS / "generate" / "14b.yaml", [f"context.offload={offload}", *more], 1, None)
+             for offload in ("false", "true") for more in ((), ("model.dit.quant=hif8",))]
+    whole, whole_8, turns, turns_8 = (memory.estimate(plan).phases for plan in plans)
+    block = 2 * shapes.count({name: shape for name, shape in shapes.dit_parameters(OSP_NEXT_14B).items()
+                              if name.startswith("blocks.0.")})
+    assert memory.block_bytes(plans[2]) == 40 * block
+    assert turns["denoising"]["weights"] == whole["denoising"]["weights"] - 38 * block
+    assert turns["decoding"]["transformer"] == turns["denoising"]["weights"]
+    assert turns["denoising"]["one block's work"] == whole["denoising"]["one block's work"]
+    # Of 8 bits each: half of it, but for biases and norms.
+    assert whole_8["denoising"]["weights"] - turns_8["denoising"]["weights"] == pytest.approx(38 * block / 2, rel=0.01)
+    # The host loads the same, and keeps the blocks.
+    assert host.loading(plans[2]) == host.loading(plans[0])
+    assert (host.staying(plans[0]), host.staying(plans[2])) == (0, 40 * block)
+
+
+def test_20_gb_are_enough_for_the_14b_in_turn():
+    plan = read_workload(CONFIGS / "generate" / "14b_offload.yaml", (), 1, None)
+    assert memory.estimate(plan).total + sum(memory.outside(plan).values()) < 20e9
 
 
 def test_adapters_of_a_generation_are_whole_on_every_device(tmp_path):

@@ -31,6 +31,19 @@ def test_a_step_is_more_than_its_forward_and_grows_slowly():
     assert seconds[-1] < 1.5 * seconds[0]
 
 
+def test_weights_from_the_host_take_their_time():
+    """Once a call; a faster link makes it less, and what is computed stays the same."""
+    whole, turns = (read_workload(GENERATE_14B, [f"context.offload={offload}"], 1, SIZE_720P)
+                    for offload in ("false", "true"))
+    device = device_of("910B", ["host=20", "link_share=0.5"])
+    forward = forward_seconds(turns, device)
+    assert forward.pop("host link") == pytest.approx(40 * 2 * 351.4e6 / 10e9, rel=0.01)
+    assert forward == forward_seconds(whole, device)
+    steps = step_seconds(turns, device)
+    assert steps.pop("host link") == pytest.approx(100 * 40 * 2 * 351.4e6 / 10e9, rel=0.01)
+    assert steps == step_seconds(whole, device)
+
+
 def test_what_crosses_hosts_is_slower():
     """Weights over 64 devices go over the links between hosts; over 8 they stay inside, as do a video's exchanges."""
     device = DEVICES["910B"]
@@ -64,6 +77,6 @@ def test_what_is_printed(capsys):
     assert main(["plan", "--config", TRAIN_14B, "--device", "910B"]) == 0
     shown = capsys.readouterr().out
     assert "on paper, 910B (" in shown
-    assert "estimated: linear_share, attention_share, link_share)" in shown
+    assert "estimated: linear_share, attention_share, link_share, host)" in shown
     assert re.search(r"1,024 +128 +4 x 2 +8 .* attention +gradients$", shown, re.M)
     assert re.search(r"1,024 +128 +4 x 2 +1,024 .* weights +weights, gradients$", shown, re.M)

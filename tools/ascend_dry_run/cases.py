@@ -17,6 +17,7 @@ from mindspore.nn.utils import no_init_parameters
 from ospnext_ms.build import assemble_dit
 from ospnext_ms.config.sections import ContextSection, ParallelSection
 from ospnext_ms.kernels import hif8_backend
+from ospnext_ms.kernels.hif8_operators import held_tensor
 from ospnext_ms.models.config import DiTConfig, QuantConfig, UMT5Config, VAEConfig
 from ospnext_ms.models.lora import LoRAConfig
 from ospnext_ms.parallel.mesh import Mesh, start_processes
@@ -88,6 +89,18 @@ def give_memory(parameters):
         parameter.set_data(ops.zeros(parameter.shape, parameter.dtype))
 
 
+def fill(net):
+    """Weights on the host; equal shapes share memory, as a whole 14B is more than many machines have."""
+    shared = {}
+    for parameter in net.get_parameters():
+        kind = parameter.shape, parameter.dtype
+        if kind not in shared:
+            is_codes = parameter.dtype in (ms.uint8, ms.hifloat8)
+            zeros = np.zeros(parameter.shape, np.uint8 if is_codes else np.float32)
+            shared[kind] = held_tensor(zeros, parameter.dtype) if is_codes else Tensor(zeros, parameter.dtype)
+        parameter.set_data(shared[kind])
+
+
 @case
 def forward(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, **shape):
     """One forward of the transformer, as generation makes it."""
@@ -95,6 +108,21 @@ def forward(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, **shape):
     net = build(config, run, mesh).net
     with stage("forward"):
         run.compile(net)(*map(Tensor, latent_of(config, grid, batch)))
+
+
+@case
+def by_block(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, **shape):
+    """Two forwards of the transformer whose blocks' weights stay on the host, as guidance makes them."""
+    from ospnext_ms.models.block_by_block import BlockByBlock
+
+    run, mesh, config = runtime(), mesh_of(*degrees), dit_config(**shape)
+    net = build(config, run, mesh).net
+    fill(net)
+    with stage("forward"):
+        velocity = BlockByBlock(net, run.compile)
+        inputs = list(map(Tensor, latent_of(config, grid, batch)))
+        velocity(*inputs)
+    velocity(*inputs)
 
 
 @case

@@ -28,6 +28,9 @@ def _sharing(case, skiparse, ulysses, shard=1, **options):
 
 PATHS = {
     "forward": Job("forward"),
+    "forward-by-block": Job("by-block"),
+    "forward-by-block-hif8-native": Job("by-block", {"quant": "hif8", "native": True}),
+    "forward-by-block-4x2": _sharing("by-block", 4, 2),
     "gradient": Job("gradient"),
     "gradient-without-recompute": Job("gradient", {"recompute": False}),
     "step": Job("step", {"batches": 2}),
@@ -69,7 +72,7 @@ def from_config(path, overrides, layers, full, world):
     if work.dit.quant:
         options["native"] = work.dit.quant_config.backend == "native"
     if work.trained is None:
-        return {"forward": Job("forward", options, world), **_coders(work)}, work
+        return {"forward": Job("by-block" if work.offload else "forward", options, world), **_coders(work)}, work
     options |= {"recompute": work.recompute, "residual_dtype": "fp32" if work.residual == 4 else "bf16"}
     if work.trained == "lora":
         return {"policy": Job("policy", options | {"rank": work.lora.rank}, world), **_coders(work)}, work

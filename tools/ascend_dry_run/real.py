@@ -49,11 +49,14 @@ _NO_RECOMPUTE = ("recompute_config.recompute=false",)
 
 _GENERATE_HIF8, _TRAIN_HIF8 = (f"yaml_configs/{mode}/14b_hif8.yaml" for mode in ("generate", "train"))
 
+_GENERATE_OFFLOAD = "yaml_configs/generate/14b_offload.yaml"
+
 _WHOLE_FRAMES = ("model.vae.tile_size=null", "model.vae.tile_overlap=null")
 
 # Eight blocks have both patterns and full attention; four of them, none full, are for what does not depend on it.
 REAL_PATHS = {
     "forward 14B": Real(GENERATE, "forward", None, None),
+    "forward 14B, blocks from the host": Real(_GENERATE_OFFLOAD, "forward", None, None),
     "forward 14B, SSP 4x2": Real(GENERATE, "forward", 8, 4, 8, _degrees(4, 2)),
     "training step 14B, whole": Real(TRAIN, "step", None, None, 8),
     "training step 14B, SSP 4x2, weights over 8": Real(TRAIN, "step", 8, 4, 8),
@@ -65,6 +68,7 @@ REAL_PATHS = {
     "post-training 14B, scoring and update, SSP 4x2, weights over 8": Real(POST_TRAIN, "policy", 4, 0, 8),
     "VAE, decoding 720P": Real(GENERATE, "vae", None, None, 1, _WHOLE_FRAMES),
     "VAE, decoding 720P by tiles of 720 pixels": Real(GENERATE, "vae", None, None),
+    "VAE, decoding 720P by tiles of 480 pixels": Real(_GENERATE_OFFLOAD, "vae", None, None),
     "UMT5-XXL, 512 tokens": Real(GENERATE, "umt5", None, None),
     "forward 14B, SSP 4x1": Real(GENERATE, "forward", 8, 4, 4, _degrees(4, 1)),
     "forward 14B, SSP 2x2": Real(GENERATE, "forward", 8, 4, 4, _degrees(2, 2)),
