@@ -90,20 +90,23 @@ class BlockByBlock:
         self._arrival.start(self._weights[0])
 
     def __call__(self, x, t, text):
-        return self._outputs(x, t, text)[0]
+        grid = self._net.grid_of(x, t, text)
+        # The hidden states have no other name: what the first block read is free after it.
+        hidden = list(self._before(x, t, text))
+        e_BC = hidden[1]
+        return self._after(self._through_blocks(hidden, grid), e_BC, grid)
 
     def computed(self, x, t, text):
         """The same and what the blocks add, see dit_steps.ComputedStep."""
-        velocity, before_BNC, after_BNC, grid = self._outputs(x, t, text)
-        return velocity, self._added(before_BNC, after_BNC, grid)
-
-    def _outputs(self, x, t, text):
         grid = self._net.grid_of(x, t, text)
-        before_BNC, e_BC, e0_B6C, text_BLC = self._before(x, t, text)
-        after_BNC = self._through_blocks(before_BNC, e0_B6C, text_BLC, grid)
-        return self._after(after_BNC, e_BC, grid), before_BNC, after_BNC, grid
+        hidden = list(self._before(x, t, text))
+        before_BNC, e_BC = hidden[:2]
+        after_BNC = self._through_blocks(hidden, grid)
+        return self._after(after_BNC, e_BC, grid), self._added(before_BNC, after_BNC, grid)
 
-    def _through_blocks(self, x_BNC, e0_B6C, text_BLC, grid):
+    def _through_blocks(self, hidden, grid):
+        """Empties `hidden`, what BeforeBlocks gives, and returns the hidden states after the blocks."""
+        text_BLC, e0_B6C, _, x_BNC = (hidden.pop() for _ in range(4))
         net, before = self._net, "token"
         if grid != self._grid:
             # Inputs of the graphs: in each of them they would be constants of its own.
@@ -112,8 +115,7 @@ class BlockByBlock:
             self._grid = grid
         for i, (kind, order) in enumerate(zip(self._kinds, net.orders, strict=True)):
             self._arrival.into(self._places[kind[-1]])
-            x_BNC = self._block_of_kind[kind](x_BNC, e0_B6C, text_BLC, *self._rotations[order], grid, before,
-                                              order)
+            x_BNC = self._block_of_kind[kind](x_BNC, e0_B6C, text_BLC, *self._rotations[order], grid, before, order)
             # After the block is launched: the copies may hold up this process, but not the device.
             self._arrival.start(self._weights[(i + 1) % len(self._kinds)])
             before = order

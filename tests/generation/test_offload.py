@@ -54,7 +54,7 @@ def latents(values, **sections):
 def test_the_same_latents(values, adapter, variant, mode):
     sections = {"adapter": adapter} if "adapter" in variant else {}
     if "hif8" in variant:
-        sections["model"] = {"dit": HIF8}
+        sections["model"] = {"dit": values["model"]["dit"] | HIF8}
     expected = latents(values, context={"mode": mode}, **sections)
     assert (latents(values, context={"mode": mode, "offload": True}, **sections) == expected).all()
     assert variant == "plain" or (latents(values) != expected).any()

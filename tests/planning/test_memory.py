@@ -88,7 +88,8 @@ def test_blocks_that_come_in_turn_have_room_for_two():
     assert (host.staying(plans[0]), host.staying(plans[2])) == (0, 40 * block)
 
 
-def test_20_gb_are_enough_for_the_14b_in_turn():
+def test_the_14b_in_turn_is_counted_below_20_gb():
+    """What MindSpore plans for it is more, see docs/ascend.md."""
     plan = read_workload(CONFIGS / "generate" / "14b_offload.yaml", (), 1, None)
     assert memory.estimate(plan).total + sum(memory.outside(plan).values()) < 20e9
 
