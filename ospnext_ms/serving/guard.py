@@ -16,9 +16,13 @@ CLOSED = ("upload", "upload_progress", "file", "proxy", "stream", "deep_link", "
 # Of a body that is refused; whoever sends more is cut off.
 DRAINED_BYTES = 2**25
 
+# Of a message that repeats what the client sent.
+MESSAGE_CHARACTERS = 500
+
 
 def error_body(message: str, code: str) -> dict:
-    """An error in the form of OpenAI's API."""
+    """An error in the form of OpenAI's API; of a long message the beginning, half a character pair as an escape."""
+    message = message[:MESSAGE_CHARACTERS].encode(errors="backslashreplace").decode()
     return {"error": {"message": message, "type": "invalid_request_error", "code": code, "param": None}}
 
 
@@ -61,7 +65,7 @@ class Guard:
         if section.is_loopback and _name_of(host) not in LOOPBACK_NAMES:
             return 403, f"the host {host[:60]!r} is not served here; use 127.0.0.1 or localhost", "host"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _place_of(origin) != host:
             return 403, "a page of another site may not ask this server", "origin"
         if section.token is not None and not self._knows_token(scope, headers):
             return 401, "give the server's token: Authorization: Bearer TOKEN, or the page with ?token=TOKEN", "token"
@@ -153,6 +157,13 @@ async def _answer(send, status, body, headers=()):
         (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"), *headers]})
     await send({"type": "http.response.body", "body": body})
+
+
+def _place_of(origin):
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _name_of(host):
