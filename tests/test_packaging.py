@@ -18,9 +18,9 @@ from tests.support.paths import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Where the name that is imported is not the name of the package.
 IMPORTED_AS = {"opencv-python-headless": "cv2", "pyyaml": "yaml"}
-# Trackers that are asked for; what is imported in environments of their own, by adapters of rewards and by what runs
-# upstream's VBench.
-OPTIONAL = {"wandb", "swanlab", "torch", "vbench"}
+# Trackers that are asked for; what `serve` needs, the last three of which gradio brings; what is imported in
+# environments of their own, by adapters of rewards and by what runs upstream's VBench.
+OPTIONAL = {"wandb", "swanlab", "gradio", "fastapi", "starlette", "uvicorn", "torch", "vbench"}
 
 
 def pins_of(file):
