@@ -47,6 +47,7 @@ def test_captions_do_not_tell_the_look():
         make_clips(3, 5, 1, "train", "bold")
 
 
+@pytest.mark.framework
 def test_evaluation_compares_pairs(monkeypatch, tmp_path, capsys):
     """Losses by the networks; videos by clips of the two looks in their place."""
     from tests.support import train_runs
