@@ -1,5 +1,7 @@
 """Takes jobs from the desk and makes their videos, one after the other, with networks that stay loaded."""
 
+import traceback
+
 from ospnext_ms.generation.networks import Networks
 from ospnext_ms.generation.text_to_video import Interrupted, TextToVideo
 from ospnext_ms.runtime import release_memory
@@ -46,8 +48,11 @@ class Worker:
             steps = _Steps(self._desk, job.id, self._interruption)
             for video in pipeline.videos(interruption=steps, on_step=steps.count):
                 video.write_to(self._desk.path(job.id), config.video.fps, config.video.crf)
-        except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
-            print(f"{job.id} failed: {error}", flush=True)
+        except Interrupted:
+            raise
+        except Exception as error:
+            # Whatever it was, the next job may be without it; a job that ended the server would end every next one too.
+            traceback.print_exc()
             return str(error).strip().partition("\n")[0] or type(error).__name__
         return None
 
