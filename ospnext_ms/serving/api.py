@@ -2,7 +2,7 @@
 
 POST /v1/videos makes a job (JSON or multipart fields, see requests.VideoRequest); GET /v1/videos and /v1/videos/ID tell
 of jobs; GET /v1/videos/ID/content is the mp4; DELETE /v1/videos/ID ends and forgets a job; GET /v1/models has the one
-model. Errors are one line, in OpenAI's form, with 4xx.
+model. Errors are one line, in OpenAI's form, with 4xx; with 507 where the server's disk is full.
 """
 
 import json
@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException
 from starlette.responses import FileResponse, JSONResponse
 from starlette.routing import Route
 
-from ospnext_ms.serving.desk import QueueFull
+from ospnext_ms.serving.desk import CannotKeep, QueueFull
 from ospnext_ms.serving.guard import TooLarge, error_body
 from ospnext_ms.serving.requests import MODEL, read_request
 
@@ -37,6 +37,8 @@ def routes(desk, config) -> list[Route]:
             return JSONResponse(_told(desk.submit(settings)))
         except QueueFull as error:
             return _error(429, str(error), "queue_full", {"Retry-After": str(max(1, math.ceil(error.seconds)))})
+        except CannotKeep as error:
+            return _error(507, str(error), "cannot_keep")
 
     async def listed(request):
         query = request.query_params

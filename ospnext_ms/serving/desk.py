@@ -18,6 +18,10 @@ class QueueFull(Exception):
         self.seconds = seconds
 
 
+class CannotKeep(Exception):
+    """A job that cannot be written, so that a restart would lose it."""
+
+
 @dataclass(frozen=True)
 class View:
     """A job as it is told: `progress` from 0 to 1, `position` in the queue (0: is being made, or finished),
@@ -44,12 +48,16 @@ class Desk:
         self._speed: float | None = None
 
     def submit(self, settings: dict) -> View:
-        """Queues a job; QueueFull where no more may wait."""
+        """Queues a job; QueueFull where no more may wait, CannotKeep where the disk takes no more."""
         with self._lock:
             waiting = self._waiting()
             if len(waiting) >= self._length:
                 raise QueueFull(len(waiting), self._until_room())
-            job = self._store.new(settings)
+            try:
+                job = self._store.new(settings)
+            except OSError as error:
+                reason = error.strerror or error
+                raise CannotKeep(f"the server cannot write the job: {reason}; try again later") from error
             self._lock.notify_all()
             return self._view(job)
 

@@ -5,7 +5,7 @@ import html
 import gradio as gr
 
 from ospnext_ms.reporting.progress import format_seconds
-from ospnext_ms.serving.desk import QueueFull
+from ospnext_ms.serving.desk import CannotKeep, QueueFull
 from ospnext_ms.serving.requests import read_request
 
 # Of the machine that shows the page: nothing is fetched from elsewhere.
@@ -61,7 +61,7 @@ def make_page(desk, config) -> gr.Blocks:
                 given[name] = None if given[name] is None else int(given[name])
             try:
                 return desk.submit(read_request(given, config)).job.id
-            except (ValueError, QueueFull) as error:
+            except (ValueError, QueueFull, CannotKeep) as error:
                 raise gr.Error(str(error), print_exception=False) from error
 
         def stop(id):

@@ -38,7 +38,8 @@ class JobStore:
     """The jobs of a folder. Not safe for threads; the desk keeps it under its lock.
 
     A job that was being made when the server ended is queued again; the folder of a job that cannot be read is left
-    alone, and told of.
+    alone, and told of. Where the disk takes no new job none is accepted; where it does not take that a job went on, the
+    server goes on nevertheless: the next one finds the job as it was before.
 
     Args:
         folder: where the jobs' folders are. keep: finished jobs that stay; the oldest beyond are removed.
@@ -64,14 +65,24 @@ class JobStore:
                 print(f"{path} is left out: it holds no job that can be read ({error})", file=sys.stderr)
 
     def new(self, settings: dict) -> StoredJob:
-        """A queued job, on disk."""
+        """A queued job, on disk; OSError where it cannot be written, and then there is none."""
         number = 1 + max((job.number for job in self.jobs.values()), default=0)
         job = StoredJob(f"video_{secrets.token_hex(12)}", number, settings, "queued", time.time())
-        return self.put(job)
+        try:
+            return self.put(job)
+        except OSError:
+            shutil.rmtree(self.folder / job.id, ignore_errors=True)
+            raise
 
     def change(self, id: str, **values) -> StoredJob:
-        """The job with other values, on disk."""
-        return self.put(self._changed(self.jobs[id], **values))
+        """The job with other values; on disk too, unless that cannot be written, which is told of."""
+        job = self._changed(self.jobs[id], **values)
+        try:
+            return self.put(job)
+        except OSError as error:
+            print(f"{id} is {job.state}, but {self.folder / id} does not say so: {error}", file=sys.stderr)
+            self.jobs[id] = job
+            return job
 
     @staticmethod
     def _changed(job, **values):

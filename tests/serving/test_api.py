@@ -154,6 +154,17 @@ def test_a_full_queue_says_how_long(configure, tmp_path):
         assert len(desk.views()) == 1
 
 
+def test_a_full_disk_is_said(configure, full_disk, tmp_path):
+    with served(configure(port=0), tmp_path / "jobs") as (address, _):
+        full_disk(True)
+        answer = httpx.post(f"{address}/v1/videos", json={"prompt": "a"})
+        assert answer.status_code == 507
+        assert "No space left on device" in answer.text
+        assert str(tmp_path) not in answer.text
+        full_disk(False)
+        assert httpx.post(f"{address}/v1/videos", json={"prompt": "a"}).status_code == 200
+
+
 def test_an_open_address_asks_for_its_token(configure, tmp_path):
     token = "a-token-of-this-test"
     with served(configure(port=0, address="0.0.0.0", token=token), tmp_path / "jobs") as (address, _):

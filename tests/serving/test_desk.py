@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from ospnext_ms.serving.desk import Desk, QueueFull
+from ospnext_ms.serving.desk import CannotKeep, Desk, QueueFull
 from ospnext_ms.serving.store import JobStore
 
 SETTINGS = {"prompt": "a", "steps": 4, "guidance": 3.0, "size": "64x64", "frames": 5, "fps": 8}
@@ -84,6 +84,22 @@ def test_a_signal_leaves_the_job_to_the_next_server(desk, tmp_path):
     desk.put_back(desk.take(0).id)
     assert json.loads((tmp_path / "jobs" / id / "job.json").read_text())["state"] == "queued"
     assert desk.take(0).id == id
+
+
+def test_a_full_disk_takes_no_job_and_keeps_those_it_has(desk, full_disk, tmp_path, capsys):
+    first = desk.submit(SETTINGS).job.id
+    full_disk(True)
+    with pytest.raises(CannotKeep, match="No space left on device"):
+        desk.submit(SETTINGS)
+    assert [path.name for path in (tmp_path / "jobs").iterdir()] == [first]
+    assert make(desk) == first
+    assert desk.view(first).job.state == "completed"
+    assert f"{first} is completed, but" in capsys.readouterr().err
+    again = JobStore(tmp_path / "jobs", keep=3)
+    assert again.jobs[first].state == "queued"
+    full_disk(False)
+    second = desk.submit(SETTINGS).job.id
+    assert make(desk) == second
 
 
 def test_many_clients_at_once(tmp_path):
