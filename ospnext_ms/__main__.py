@@ -1,11 +1,13 @@
 """Command line: python -m ospnext_ms COMMAND."""
 
+import errno
 import importlib
 import os
 import signal
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
+
+from ospnext_ms.commands.options import OneLineParser
 
 # Command -> (module with add_arguments(parser) and run(arguments) -> exit code, one line of help). Modules are imported
 # when their command runs, so that nothing waits for a framework it does not need.
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # MindSpore's start-up warnings about accelerators that are not there would bury the messages of this program.
     os.environ.setdefault("GLOG_v", "3")
-    parser = ArgumentParser(prog="python -m ospnext_ms", description="Text-to-video diffusion on MindSpore.")
+    parser = OneLineParser(prog="python -m ospnext_ms", description="Text-to-video diffusion on MindSpore.")
     parser.add_argument("--traceback", action="store_true", help="show where in the program an error came up")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, (_, text) in COMMANDS.items()}
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _run(parser: ArgumentParser, parsers: dict[str, ArgumentParser], chosen: str | None, arguments: list[str]) -> int:
+def _run(parser: OneLineParser, parsers: dict[str, OneLineParser], chosen: str | None, arguments: list[str]) -> int:
     if chosen is not None:
         importlib.import_module(COMMANDS[chosen][0]).add_arguments(parsers[chosen])
     options = parser.parse_args(arguments)
@@ -56,11 +58,17 @@ def _run(parser: ArgumentParser, parsers: dict[str, ArgumentParser], chosen: str
     except USER_ERRORS as error:
         if options.traceback:
             raise
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        print(f"error: {str(error) or type(error).__name__}{_advice(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("SIGINT: ended", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _advice(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "; what is complete stays: make room there, and the same command goes on"
+    return ""
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The command line itself."""
 
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -31,7 +33,8 @@ def test_options_that_do_not_exist_or_clash(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         command_line.main(arguments)
     assert stop.value.code == 2
-    assert "usage: python -m ospnext_ms" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"error: .+; see python -m ospnext_ms( [a-z]+)? --help\n", told)
 
 
 def test_help_lists_the_commands(capsys):
@@ -70,6 +73,14 @@ def raising(error):
             raise error
 
     return Module
+
+
+def test_a_full_disk_says_what_to_do(monkeypatch, capsys):
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/contact_sheet.png")
+    monkeypatch.setattr(command_line.importlib, "import_module", lambda name: raising(error))
+    assert command_line.main(["doctor"]) == 2
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*'out/contact_sheet.png'; what is complete stays: make room there, .*\n", told)
 
 
 def test_mistakes_of_the_program_keep_their_traceback(monkeypatch):

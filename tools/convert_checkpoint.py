@@ -18,6 +18,7 @@ import json
 import sys
 from pathlib import Path
 
+from ospnext_ms.commands.options import OneLineParser
 from ospnext_ms.models.parameters import KINDS
 from tools.conversion.convert import DIRECTIONS, convert
 from tools.conversion.lora import convert_lora, merge_lora
@@ -26,7 +27,7 @@ from tools.conversion.names import NAMINGS
 
 def build_parser():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=(*KINDS, "lora"),
                         help="transformer, video autoencoder, text encoder, or a LoRA adapter of a transformer")
     parser.add_argument("--source", type=Path, required=True, help="file, index of shards, or folder")

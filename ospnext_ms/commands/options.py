@@ -1,7 +1,16 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the parser that reads them."""
 
 import re
 from argparse import ArgumentParser, ArgumentTypeError, _MutuallyExclusiveGroup
+from typing import NoReturn
+
+
+class OneLineParser(ArgumentParser):
+    """A parser whose errors are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with 2."""
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 def add_config_options(parser: ArgumentParser, files: str, example: str) -> None:

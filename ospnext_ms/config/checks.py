@@ -1,6 +1,12 @@
 """What the sections of a configuration check about their values, and the error that tells it."""
 
+from typing import NewType
+
 MAX_SEED = 2**32 - 1
+
+# A text that may be empty. Every other text of a configuration (`str`) names something: what is empty there comes from
+# a variable that was not set, and as a folder it would be the current one.
+FreeText = NewType("FreeText", str)
 
 
 class ConfigError(ValueError):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ospnext_ms.config.checks import require, require_above_0, require_at_least, require_seed
+from ospnext_ms.config.checks import FreeText, require, require_above_0, require_at_least, require_seed
 from ospnext_ms.config.sections import (
     ContextSection,
     GuidedStepsSection,
@@ -82,7 +82,7 @@ class PromptsSection:
     `samples_per_prompt` videos are made of each.
     """
 
-    prompt: str | None = None
+    prompt: FreeText | None = None      # an empty one is refused where prompts are read
     prompt_file: str | None = None
     samples_per_prompt: int = 1
 

@@ -30,15 +30,6 @@ from ospnext_ms.diffusion.choices import NoiseKind, SamplerName, WindowStrategy
 from ospnext_ms.diffusion.windows import window_start
 from ospnext_ms.models.sizes import check_frames
 
-# What may differ where a run is resumed, as in config/train.py; of files the contents count (see trainer.py).
-MAY_CHANGE = frozenset((
-    "output_dir", "resume_training", "context", "parallel_config", "runner_config", "lr_schedule", "evaluation",
-    "validation", "recompute_config", "callbacks", "prompt_file", "rollout.batch_size", "lora.checkpoint", "video.crf",
-    "model.dit.checkpoint", "model.dit.quant_config.backend", "model.vae.checkpoint", "model.text_encoder.checkpoint",
-    "model.text_encoder.tokenizer", "rewards.python", "rewards.timeout_seconds", "rewards.start_timeout_seconds",
-    "rewards.retries", "policy.equal_rewards_limit",
-))
-
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyDiTSection(DiTSection, TrainDiTSection):
@@ -195,7 +186,7 @@ class PostTrainRunnerSection:
 class PostTrainConfig:
     """One run of `post-train`. The same command resumes it from the newest intact checkpoint in `output_dir`.
 
-    What may differ then is in MAY_CHANGE.
+    What may differ then is in resuming.py.
     """
 
     run_mode: Literal["post_train"]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar
 
-from ospnext_ms.config.checks import ConfigError
+from ospnext_ms.config.checks import ConfigError, FreeText
 from ospnext_ms.config.yaml_files import describe, join, origin_of, parse_override, read_values, set_value
 
 Section = TypeVar("Section")
@@ -128,7 +128,10 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str], root: type)
             return _as(option, value)
     expected = " or ".join(map(_describe_type, options))
     if _is_number(value) and not _is_in_range(value) and (int in options or float in options):
-        expected = f"between {-MAX_NUMBER} and {MAX_NUMBER}"
+        expected = "finite" if value != value else f"between {-MAX_NUMBER} and {MAX_NUMBER}"
+    elif isinstance(value, str) and str in options:
+        problems.append(f"{where}: {describe(value)} is empty; give one")
+        return None
     problems.append(f"{where}: {describe(value)} is not {expected}")
     return None
 
@@ -150,6 +153,10 @@ def _is_a(value: Any, option: Any) -> bool:
         return any(value == choice and type(value) is type(choice) for choice in typing.get_args(option))
     if option is float:
         return _is_number(value) and _is_in_range(value)
+    if option is str:
+        return type(value) is str and bool(value.strip())
+    if option is FreeText:
+        return type(value) is str
     return type(value) is option and (option is not int or _is_in_range(value))
 
 
@@ -177,8 +184,8 @@ def _options(hint: Any) -> tuple:
 def _describe_type(option: Any) -> str:
     if typing.get_origin(option) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(option)))
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list",
-             dict: "a section", type(None): "null"}
+    names = {int: "a whole number", float: "a number", str: "a text", FreeText: "a text", bool: "true or false",
+             tuple: "a list", dict: "a section", type(None): "null"}
     return names[typing.get_origin(option) or option]
 
 

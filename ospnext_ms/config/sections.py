@@ -6,7 +6,7 @@ A default stands in its dataclass and nowhere else. Section names follow MindFor
 from dataclasses import dataclass
 from typing import Literal
 
-from ospnext_ms.config.checks import require, require_at_least
+from ospnext_ms.config.checks import FreeText, require, require_at_least
 from ospnext_ms.models.config import DiTConfig, UMT5Config, VAEConfig
 from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.models.sizes import Tiling, check_frames, check_pixels, latent_size
@@ -120,7 +120,7 @@ class GuidedStepsSection:
     steps: int
     shift: float
     guidance: float
-    negative_prompt: str
+    negative_prompt: FreeText
 
     def __post_init__(self):
         require(1 <= self.steps <= MAX_STEPS, f"steps is {self.steps}; it must be at least 1 and at most {MAX_STEPS}")

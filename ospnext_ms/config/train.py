@@ -22,16 +22,6 @@ from ospnext_ms.config.validation import ValidationSection
 from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.models.sizes import check_frames, check_pixels, video_size
 
-# What may differ where a run is resumed: how long, how fast, where, and what is told. All else is part of what weights,
-# moments, averages and position in the data mean. Of files the contents count, of batches their sum over all processes
-# (see loop.py).
-MAY_CHANGE = frozenset((
-    "run_mode", "output_dir", "load_checkpoint", "resume_training", "context", "parallel_config", "runner_config",
-    "lr_schedule", "eval_dataset", "recompute_config", "callbacks", "model.dit.quant_config.backend",
-    "model.vae.checkpoint", "model.text_encoder", "train_dataset.path", "train_dataset.exclude", "validation",
-    "lora.checkpoint",
-))
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDiTSection(DiTConfig):
@@ -243,7 +233,7 @@ class CallbacksSection:
 class TrainConfig:
     """One run of `train`.
 
-    A resumed run may differ from the one it goes on with in the keys of MAY_CHANGE only.
+    A resumed run may differ from the one it goes on with in a few keys only (resuming.py).
 
     `load_checkpoint` names the weights to start from: a checkpoint in the original names, or the folder `parameters` or
     `ema` of a training checkpoint; null starts from random weights. With `lora` they stay as they are (8-bit ones too)

@@ -143,7 +143,9 @@ class Cache:
         path = self.folder / INDEX
         if not path.is_file():
             state = "is not finished: it holds no " + INDEX if self.folder.is_dir() else "does not exist"
-            raise FileNotFoundError(f"the cache {folder} {state}; make it with: python -m ospnext_ms prepare-data")
+            raise FileNotFoundError(f"the cache {folder} {state} "
+                                    f"(current folder {Path.cwd()}); make it with: python -m ospnext_ms prepare-data "
+                                    "--config FILE of yaml_configs/prepare_data (docs/prepare_data.md)")
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
             if index["format"] != FORMAT:

@@ -4,20 +4,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-from ospnext_ms.config.differences import differences
 from ospnext_ms.config.generate import GenerateConfig
 from ospnext_ms.config.reader import read_section
+from ospnext_ms.config.resuming import GENERATE_MAY_CHANGE, differences
 from ospnext_ms.storage import fingerprint
-
-# Keys that are free to change from run to run. Of files the contents count, not where they lie; what each job brings
-# along is compared with its record; and the device and dtype count that were chosen, not the wish.
-MAY_CHANGE = frozenset({
-    "output_dir", "output_naming", "prompts", "adapter", "adapters",
-    "context.device_target", "context.dtype", "context.offload",
-    "parallel_config.data_parallel", "parallel_config.parameter_shard",
-    "sampling.seed", "sampling.negative_prompt", "sampling.starting_noise", "sampling.cache.calibration",
-    "model.dit.checkpoint", "model.vae.checkpoint", "model.text_encoder.checkpoint", "model.text_encoder.tokenizer",
-})
 
 
 class Identity:
@@ -48,7 +38,7 @@ class Identity:
             saved = dataclasses.asdict(read_section(GenerateConfig, configuration))
         except ValueError as error:
             return [f"a configuration that cannot be read any more: {str(error).splitlines()[0]}"]
-        return differences(saved | machine | contents, self._now, MAY_CHANGE)
+        return differences(saved | machine | contents, self._now, GENERATE_MAY_CHANGE)
 
     def differences_of_job(self, record, job):
         """Lines that name what a record says of prompt, negative prompt, seed and index and a Job says otherwise."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
-from tqdm import tqdm
 
 from ospnext_ms.build import check_checkpoints
 from ospnext_ms.data.text import Tokenizer, pad_text
@@ -29,7 +28,7 @@ from ospnext_ms.generation.team import Team
 from ospnext_ms.parallel.agreement import Highest
 from ospnext_ms.parallel.interruption import Interruption
 from ospnext_ms.reporting.clock import StepClock
-from ospnext_ms.reporting.progress import format_seconds
+from ospnext_ms.reporting.progress import format_seconds, progress_bar
 
 # Latent frames of a whole list of jobs, however much of it this process makes: a resumed or shared run is to compute as
 # an undisturbed one. Compiling the VAE takes as long as decoding about 8 without (tiny model on CPU).
@@ -159,7 +158,7 @@ class TextToVideo:
     def _embed(self, texts):
         """{text: fp32 [length, text_dim]} of texts, without the rows of padding."""
         encode, began, embeddings = self.networks.text_encoder, time.perf_counter(), EmbeddingFile()
-        for text in tqdm(texts, unit="text", desc="encoding", dynamic_ncols=True, disable=not self.team.is_leader):
+        for text in progress_bar("encoding", "text", len(texts), iterable=texts, disable=not self.team.is_leader):
             embeddings[text] = encode([text])[0]
         self._timings["text_encoding"] = time.perf_counter() - began
         del encode
@@ -198,8 +197,7 @@ class _Progress:
         self._steps, self._left_of_batch = steps, steps
         self._videos, self._done = sum(map(len, batches)), 0
         self._clock = StepClock(len(batches))
-        self.bar = tqdm(total=len(batches) * steps, unit="step", desc="denoising", dynamic_ncols=True,
-                        disable=not team.is_leader, smoothing=0)
+        self.bar = progress_bar("denoising", "step", len(batches) * steps, disable=not team.is_leader, smoothing=0)
         self.bar.set_postfix_str(self._words())
         # All processes of a lane leave after the same step: one alone would be waited for.
         groups = [group for group in (team.mesh.video_group, team.guidance_group) if group.size > 1]
@@ -214,12 +212,15 @@ class _Progress:
         self._left_of_batch -= 1
         if self._left_of_batch:
             self._leave_if_asked()
+        else:
+            self.bar.set_description("decoding and writing")
 
     def end_batch(self, batch):
         """After the videos of a batch are written."""
         self._clock.tick()
         self._left_of_batch = self._steps
         self._done += len(batch)
+        self.bar.set_description("denoising", refresh=False)
         self.bar.set_postfix_str(self._words())
         if self._videos > 1 and not self.bar.disable:
             self.bar.write(f"{', '.join(job.name for job in batch)}: {self._words()}", file=sys.stderr)

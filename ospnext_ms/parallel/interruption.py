@@ -8,13 +8,16 @@ import os
 import signal
 import sys
 import threading
+import time
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _POLL_SECONDS = 0.5
+# `timeout` and batch systems signal a process and its group, so that one wish comes twice.
+_ECHO_SECONDS = 0.3
 
 
 class Interruption:
-    """Context in which the first signal is noted, and the second ends the process at once.
+    """Context in which the first signal is noted, and a second, not in the same moment, ends the process at once.
 
     To be entered by the main thread with the signals blocked since before a library started threads (see __main__.py):
     they inherit what is blocked.
@@ -28,6 +31,7 @@ class Interruption:
 
     def __init__(self, promise="the step is finished and saved"):
         self.asked = 0
+        self._asked_at = 0.0
         self._promise = promise
         self._is_obeyed = False
         self._left = threading.Event()
@@ -59,12 +63,14 @@ class Interruption:
 
     def _caught(self, number, frame=None):
         name = signal.Signals(number).name
+        if number == self.asked and time.monotonic() < self._asked_at + _ECHO_SECONDS:
+            return
         if self.asked or not self._is_obeyed:
             print(f"{name}: ended at once" if self.asked else f"{name}: ended before the first step", file=sys.stderr,
                   flush=True)
             sys.stdout.flush()
             os._exit(exit_status(number))
-        self.asked = int(number)
+        self.asked, self._asked_at = int(number), time.monotonic()
         print(f"{name}: {self._promise}, then the run ends; a second signal ends it at once", file=sys.stderr,
               flush=True)
 

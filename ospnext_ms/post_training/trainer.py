@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ospnext_ms.config.post_train import MAY_CHANGE
+from ospnext_ms.config.resuming import POST_TRAIN_MAY_CHANGE
 from ospnext_ms.diffusion.flow import inference_sigmas
 from ospnext_ms.diffusion.windows import window_start
 from ospnext_ms.generation.coders import FrameDecoder, embed_texts
@@ -69,7 +69,7 @@ class PolicyTrainer:
         held_out = read_prompts(config.evaluation.prompt_file)
         check_shares(config.rollout.prompts, config.rollout.group_size, mesh.data_size)
         self.identity = self._identity()
-        self.store, resumed = open_run(config, runtime, self.identity, MAY_CHANGE, mesh,
+        self.store, resumed = open_run(config, runtime, self.identity, POST_TRAIN_MAY_CHANGE, mesh,
                                        beside=_read_once(config, held_out))
         self.reward = CombinedReward(config.rewards)
         if mesh.is_leader:

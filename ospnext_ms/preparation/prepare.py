@@ -12,13 +12,12 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ospnext_ms.data import cache
 from ospnext_ms.data.manifest import read_manifest
 from ospnext_ms.preparation.report import make_report
 from ospnext_ms.preparation.selection import CRASHED, LeftOut, load_entry
 from ospnext_ms.preparation.workers import map_in_order
+from ospnext_ms.reporting.progress import progress_bar
 from ospnext_ms.storage import fingerprint
 
 # Of the configuration, those on which the contents of a cache depend.
@@ -61,7 +60,7 @@ def _make_clips(config, shards, mine):
     load = partial(load_entry, config=config)
     results = map_in_order(load, todo, config.workers, _crashed)
     kept = dropped = 0
-    with tqdm(total=total, initial=total - left, unit="video", desc="clips", dynamic_ncols=True) as bar:
+    with progress_bar("clips", "video", total, initial=total - left) as bar:
         for number in missing:
             latents, samples, left_out = {}, [], []
             for entry in shards[number]:
@@ -108,7 +107,7 @@ def _make_texts(config, mine):
     encode = TextEncoder(config.model.text_encoder, config.model.text_len, runtime)
     stored_dtype = cache.STORED_DTYPES[config.cache.dtype]
     done = len(targets) - len(missing)
-    with tqdm(total=len(targets), initial=done, unit="shard", desc="texts", dynamic_ncols=True) as bar:
+    with progress_bar("texts", "shard", len(targets), initial=done) as bar:
         for path, captions in missing.items():
             texts = captions()
             cache.write_texts(path, texts, [embedding.astype(stored_dtype) for embedding in encode(texts)])

@@ -1,6 +1,13 @@
-"""Progress of a run as a line of text."""
+"""Progress of a run: the bars of `generate` and `prepare-data`, the lines of training."""
 
 import math
+
+from tqdm import tqdm
+
+
+def progress_bar(what, unit, total, **options):
+    """A bar on stderr that tells how much of `total` units is done; `options` are tqdm's."""
+    return tqdm(desc=what, unit=unit, total=total, dynamic_ncols=True, **options)
 
 
 def training_line(step, total_steps, figures, seconds_left):

@@ -4,7 +4,7 @@ import dataclasses
 import secrets
 from dataclasses import dataclass
 
-from ospnext_ms.config.checks import MAX_SEED, require, require_at_least
+from ospnext_ms.config.checks import MAX_SEED, FreeText, require, require_at_least
 from ospnext_ms.config.generate import AdapterSection, GenerateConfig, PromptsSection
 from ospnext_ms.config.reader import read_section
 from ospnext_ms.config.serve import ServeConfig
@@ -22,8 +22,8 @@ class VideoRequest:
     draws one.
     """
 
-    prompt: str
-    negative_prompt: str | None = None
+    prompt: FreeText
+    negative_prompt: FreeText | None = None
     seed: int | None = None
     steps: int | None = None
     guidance: float | None = None

@@ -55,7 +55,7 @@ def read_headers(path: str | os.PathLike) -> Mapping[str, StoredTensor | JoinedT
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise FileNotFoundError(f"no checkpoint at {path} (current folder {Path.cwd()})")
     if is_group(path):
         return read_group(path)
     if path.is_dir():

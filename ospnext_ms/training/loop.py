@@ -11,8 +11,8 @@ import mindspore as ms
 import numpy as np
 
 from ospnext_ms.build import assemble_dit
+from ospnext_ms.config.resuming import TRAIN_MAY_CHANGE
 from ospnext_ms.config.sections import latent_shape_of
-from ospnext_ms.config.train import MAY_CHANGE
 from ospnext_ms.data.cache import Cache
 from ospnext_ms.generation.coders import FrameDecoder, embed_texts
 from ospnext_ms.generation.prompt_sampler import PromptSampler
@@ -67,7 +67,7 @@ class Trainer:
         self.inputs = StepInputs(config, self.source, mesh)
         self.identity = self._identity()
         # Where the VAE only decodes what is looked at, it has no part in what is learned.
-        may_change = MAY_CHANGE if self.encodes else MAY_CHANGE | {"model.vae"}
+        may_change = TRAIN_MAY_CHANGE if self.encodes else TRAIN_MAY_CHANGE | {"model.vae"}
         self.store, resumed = open_run(config, runtime, self.identity, may_change, mesh, mesh.shard_group.index,
                                        mesh.shard_group.size, _read_once(config))
         texts = self._embed_watched()

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
-from ospnext_ms.config.differences import differences
 from ospnext_ms.config.reader import read_section
+from ospnext_ms.config.resuming import differences
 from ospnext_ms.kernels.collectives import AllGather
 from ospnext_ms.parallel.agreement import check_agreement
 from ospnext_ms.parallel.interruption import exit_status
@@ -69,7 +69,7 @@ def check_same_run(checkpoint, config, identity, may_change, compute_dtype):
     """Compares a run with the one that saved a checkpoint; defaults stand for keys that were not there yet.
 
     Args:
-        may_change: see config.differences. compute_dtype: "fp32" or "bf16".
+        may_change: see config/resuming.py. compute_dtype: "fp32" or "bf16".
 
     Raises:
         ValueError: naming every other key that differs.

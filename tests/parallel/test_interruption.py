@@ -48,11 +48,24 @@ def test_the_first_signal_is_noted_and_said(number, status):
     assert process.returncode == status
 
 
+def test_a_signal_to_process_and_group_is_one():
+    """As `timeout` sends it: twice in the same moment."""
+    process = start("quick", "working")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=20)
+    assert out == "asked 15\n"
+    assert "ended at once" not in err
+    assert process.returncode == 143
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_second_signal_ends_at_once(number):
     process = start("slow", "working")
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "asked 15\n"
+    time.sleep(0.4)
     began = time.monotonic()
     process.send_signal(number)
     _, err = process.communicate(timeout=20)

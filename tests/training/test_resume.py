@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ospnext_ms.config.post_train import MAY_CHANGE as POLICY_MAY_CHANGE
-from ospnext_ms.config.train import MAY_CHANGE
+from ospnext_ms.config.resuming import POST_TRAIN_MAY_CHANGE, TRAIN_MAY_CHANGE
 from ospnext_ms.data.cache import Cache
 from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.parallel.mesh import Mesh
@@ -40,7 +39,7 @@ def test_these_may_differ(tmp_path, override):
     values = runs.settings("out", "data")
     saved, given = (runs.read_config(tmp_path / "c.yaml", values, *overrides) for overrides in ((), (override,)))
     assert saved != given
-    compare(saved, given, MAY_CHANGE)
+    compare(saved, given, TRAIN_MAY_CHANGE)
 
 
 @pytest.mark.parametrize(("override", "line"), [
@@ -56,14 +55,14 @@ def test_these_are_refused_and_named(tmp_path, override, line):
     values = runs.settings("out", "data")
     saved, given = (runs.read_config(tmp_path / "c.yaml", values, *overrides) for overrides in ((), (override,)))
     with pytest.raises(ValueError, match=f"(?s)other settings:\n{line}\nSet them back .*another output_dir"):
-        compare(saved, given, MAY_CHANGE)
+        compare(saved, given, TRAIN_MAY_CHANGE)
 
 
 def test_all_differences_are_named_and_those_beside_the_configuration_too(tmp_path):
     values = runs.settings("out", "data")
     saved, given = (runs.read_config(tmp_path / "c.yaml", values, f"seed={seed}") for seed in (1, 2))
     with pytest.raises(ValueError, match="seed: 1 then, 2 now\nsamples of a step: 4 then, 8 now\n"):
-        compare(saved, given, MAY_CHANGE, {"samples of a step": 4}, {"samples of a step": 8})
+        compare(saved, given, TRAIN_MAY_CHANGE, {"samples of a step": 4}, {"samples of a step": 8})
 
 
 def test_keys_that_a_checkpoint_does_not_know_have_their_defaults(tmp_path):
@@ -71,11 +70,11 @@ def test_keys_that_a_checkpoint_does_not_know_have_their_defaults(tmp_path):
     state = {"configuration": dataclasses.asdict(config)}
     del state["configuration"]["clipping"], state["configuration"]["ema"]["warm_up"]
     checkpoint = Checkpoint(Path("step_00000003"), 3, state, {})
-    check_same_run(checkpoint, config, {"samples of a step": 4}, MAY_CHANGE, "fp32")
+    check_same_run(checkpoint, config, {"samples of a step": 4}, TRAIN_MAY_CHANGE, "fp32")
     default = config.ema.warm_up
     other = dataclasses.replace(config, ema=dataclasses.replace(config.ema, warm_up=not default))
     with pytest.raises(ValueError, match=f"ema.warm_up: {str(default).lower()} then, {str(not default).lower()} now"):
-        check_same_run(checkpoint, other, {"samples of a step": 4}, MAY_CHANGE, "fp32")
+        check_same_run(checkpoint, other, {"samples of a step": 4}, TRAIN_MAY_CHANGE, "fp32")
 
 
 def test_a_residual_stream_once_saved_as_null_was_in_the_compute_dtype(tmp_path):
@@ -83,9 +82,9 @@ def test_a_residual_stream_once_saved_as_null_was_in_the_compute_dtype(tmp_path)
     state = json.loads(json.dumps(run_state(config, {})))
     state["configuration"]["model"]["dit"]["residual_dtype"] = None
     checkpoint = Checkpoint(Path("step_00000003"), 3, state, {})
-    check_same_run(checkpoint, config, {}, MAY_CHANGE, "fp32")
+    check_same_run(checkpoint, config, {}, TRAIN_MAY_CHANGE, "fp32")
     with pytest.raises(ValueError, match='model.dit.residual_dtype: "bf16" then, "fp32" now'):
-        check_same_run(checkpoint, config, {}, MAY_CHANGE, "bf16")
+        check_same_run(checkpoint, config, {}, TRAIN_MAY_CHANGE, "bf16")
 
 
 def test_a_checkpoint_that_knew_tensorboard_only_is_resumed(tmp_path):
@@ -93,7 +92,7 @@ def test_a_checkpoint_that_knew_tensorboard_only_is_resumed(tmp_path):
     state = json.loads(json.dumps(run_state(config, {})))
     del state["configuration"]["callbacks"]["trackers"]
     state["configuration"]["callbacks"]["tensorboard"] = True
-    check_same_run(Checkpoint(Path("step_00000003"), 3, state, {}), config, {}, MAY_CHANGE, "fp32")
+    check_same_run(Checkpoint(Path("step_00000003"), 3, state, {}), config, {}, TRAIN_MAY_CHANGE, "fp32")
 
 
 def test_rewards_may_be_given_more_time_but_not_another_weight(tmp_path):
@@ -102,11 +101,11 @@ def test_rewards_may_be_given_more_time_but_not_another_weight(tmp_path):
         values["rewards"][0] |= changes
         return policy_runs.read_config(tmp_path / "c.yaml", values)
 
-    compare(config(), config(timeout_seconds=9000, retries=3), POLICY_MAY_CHANGE)
+    compare(config(), config(timeout_seconds=9000, retries=3), POST_TRAIN_MAY_CHANGE)
     with pytest.raises(ValueError, match=r"rewards\[0\].weight: 1.0 then, 2.0 now"):
-        compare(config(), config(weight=2.0), POLICY_MAY_CHANGE)
+        compare(config(), config(weight=2.0), POST_TRAIN_MAY_CHANGE)
     with pytest.raises(ValueError, match=r"rewards\[0\].arguments.level: not given then, 1 now"):
-        compare(config(), config(arguments={"level": 1}), POLICY_MAY_CHANGE)
+        compare(config(), config(arguments={"level": 1}), POST_TRAIN_MAY_CHANGE)
 
 
 def test_a_cache_is_known_by_its_contents(tmp_path):

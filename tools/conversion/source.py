@@ -55,7 +55,7 @@ def open_source(kind: str, path: Path, key: str | None = None) -> Source:
         ImportError: a PyTorch file without PyTorch.
     """
     if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise FileNotFoundError(f"no checkpoint at {path} (current folder {Path.cwd()})")
     if is_group(path):
         problems = problems_of(path.parent)
         if problems:

@@ -16,7 +16,7 @@ def load(module, path):
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise FileNotFoundError(f"no checkpoint at {path} (current folder {Path.cwd()})")
     refuse_pointer(path)
     if path.suffix == ".safetensors":
         weights = load_file(path)
