@@ -4,7 +4,6 @@ Each framework runs in a process of its own and they meet in files, so that time
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 
 from ospnext_ms.models.config import DiTConfig
 from tests.support.compare import relative_error
+from tests.support.resident import resident
 
 CONFIG = DiTConfig(1536, 8960, 12, 30, 256, 4096, 512, skiparse="dual_end", num_full_blocks=8)
 LATENT_SHAPE = (1, 16, 2, 60, 104)
@@ -73,5 +73,5 @@ if __name__ == "__main__":
     name, directory = sys.argv[1], Path(sys.argv[2])
     out, seconds = {"torch": _run_torch, "mindspore": _run_mindspore}[name](directory)
     np.save(directory / f"{name}.npy", out)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resident() / 2**30
     (directory / f"{name}.json").write_text(json.dumps({"forward_seconds": seconds, "peak_memory_gib": peak}))

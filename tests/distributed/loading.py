@@ -5,7 +5,6 @@ FOLDER/dit.safetensors are its weights. How much each of the two takes at its pe
 
 import gc
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -15,16 +14,12 @@ from ospnext_ms.build import build_dit
 from ospnext_ms.config.sections import DiTSection, ParallelSection
 from ospnext_ms.parallel.mesh import Mesh, start_processes
 from ospnext_ms.runtime import Runtime
+from tests.support.resident import resident
 
 # 50 million values, 200 MB in fp32; the largest tensor has 4 MB.
 SIZES = {"dim": 512, "ffn_dim": 2048, "num_heads": 4, "num_layers": 12, "freq_dim": 64, "text_dim": 64, "text_len": 8,
          "skiparse": "full"}
 PROCESSES = 2
-
-
-def resident(kind):
-    """VmRSS or VmHWM of this process in bytes."""
-    return 1024 * int(re.search(rf"{kind}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def build(section, mesh):

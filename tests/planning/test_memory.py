@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,13 +170,13 @@ def test_attention_without_flash_keeps_its_weights():
 
 MEASURE = """
 import sys
-import resource
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 from ospnext_ms.models.config import DiTConfig
 from ospnext_ms.models.dit import OSPNextDiT
 from ospnext_ms.training.loss import VelocityLoss
+from tests.support.resident import resident
 
 ms.set_context(mode=ms.PYNATIVE_MODE)
 net = OSPNextDiT(DiTConfig(128, 512, 4, int(sys.argv[1]), 64, 32, 16, num_full_blocks=4))
@@ -184,12 +185,12 @@ gradients = ms.value_and_grad(VelocityLoss(net), None, net.trainable_params())
 x = Tensor(np.ones((1, 16, 4, 48, 48), np.float32))
 loss, values = gradients(x, x * 2, Tensor([0.5], ms.float32), Tensor(np.ones((1, 16, 32), np.float32)))
 loss.asnumpy()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(resident())
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="peak memory is read from getrusage")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_activations_against_the_peak_of_a_process():
     """Eight sparse blocks more, on CPU in fp32: what the peak grows by against the estimate, weights included."""
     options = dict(capture_output=True, check=True, text=True, cwd=ROOT,

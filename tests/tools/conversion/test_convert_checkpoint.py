@@ -257,12 +257,12 @@ def test_a_write_that_really_fails(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-# VmHWM and not getrusage's ru_maxrss: that one starts, in a new process, from what its parent had resident.
 MEASURE = """
-import re, sys
+import sys
+from tests.support.resident import resident
 from tools.convert_checkpoint import main
 status = main(sys.argv[1:])
-print("PEAK", re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+print("PEAK", resident())
 sys.exit(status)
 """
 
@@ -272,7 +272,7 @@ def run_measured(*arguments):
     done = subprocess.run([sys.executable, "-c", MEASURE, *map(str, arguments)], cwd=ROOT, capture_output=True,
                           text=True)
     assert done.returncode == 0, done.stderr
-    return int(done.stdout.split("PEAK")[1]) * 1024
+    return int(done.stdout.split("PEAK")[1])
 
 
 def digest(chunks):
