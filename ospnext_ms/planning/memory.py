@@ -23,7 +23,7 @@ _FLASH_STATISTICS = 64
 # what its convolutions in time read, in frames of full size and dim channels: 7 + 3 + 1.6 + 0.7 by level.
 _VAE_WEIGHTS, _VAE_MAPS, _VAE_EARLIER, _PAST_FRAMES = 13_800, 10, 12.3, 2
 # Bytes for each hidden value; fitted to one peak of MindSpore's dry run (docs/ascend.md: HiF8 native).
-_ROUNDING = 40
+_ROUNDING = 85
 # Free pieces between tensors that fit none of the others, as a share of one block's activations where blocks are
 # recomputed; fitted to the second step of training in the dry run, which has no virtual memory (docs/ascend.md).
 _FRAGMENTS = 0.25
@@ -193,35 +193,41 @@ def _orders(config: DiTConfig) -> tuple[str, ...]:
     return tuple(pattern for pattern in config.block_patterns if pattern != "full") or ("token",)
 
 
-def block_activations(config: DiTConfig, tokens: int, compute: int, flash: bool, pairs: float = 0) -> dict[str, float]:
+def block_activations(config: DiTConfig, tokens: int, compute: int, flash: bool, pairs: float = 0,
+                      frozen: bool = False) -> dict[str, float]:
     """{part of a block: bytes kept for its backward pass} for one sample.
 
     Args:
         config: DiTConfig. tokens: N of this device. compute: c. flash: FlashAttentionScore, which keeps no scores.
         pairs: query-key pairs that the device attends to in this block (without flash their weights are kept).
+        frozen: only adapters of the attention's linears are trained, so that nothing is kept for the gradients of
+            scales, gates and the feed-forward network's weights.
     """
     c, dim, heads, text = compute, config.dim, config.num_heads, config.text_len
     norm = 4 + c                                     # fp32 input; result in the compute dtype, input of the linears
-    modulated = norm + 4                             # and the normalised values, for the gradient of the scale
+    modulated = norm + (0 if frozen else 4)          # and the normalised values, for the gradient of the scale
     rotated = 8 + c                                  # RMS norm: fp32 input and x / rms; then q or k as attended to
-    gated = 4                                        # fp32 output, for the gradient of the gate
+    gated = 0 if frozen else 4                       # fp32 output, for the gradient of the gate
     attended = c * dim + (_FLASH_STATISTICS * heads if flash else 0)
     # Without flash q, k, v are held a second time, with the heads in front, as is the result.
     turned = 0 if flash else 4 * c
     score = 0 if flash else 4 * heads
     hidden = 2 * c if flash else 5 * c               # GELU's input and output; written out with a sigmoid, three more
+    unused = c if frozen else 0                      # inputs of the feed-forward network's linears
     return {
         "self-attention": tokens * ((modulated + 2 * rotated + c + gated + turned) * dim + attended) + score * pairs,
         "cross-attention": tokens * ((norm + rotated + turned / 2) * dim + attended + score * text)
                            + text * (rotated + c + turned / 2) * dim,
-        "feed-forward": tokens * ((modulated + gated) * dim + hidden * config.ffn_dim),
+        "feed-forward": tokens * ((modulated + gated - unused) * dim + (hidden - unused) * config.ffn_dim),
     }
 
 
 def _activations(workload: Workload, recompute: bool) -> dict[str, int]:
     """What the forward pass leaves for the backward pass, and the gradients under way in it."""
     dit, batch, tokens = workload.dit, workload.batch, tokens_of_device(workload)
-    blocks = [sum(block_activations(dit, tokens, workload.compute, workload.flash, pairs).values())
+    lora = workload.lora if workload.trained == "lora" else None
+    frozen = lora is not None and not any(lora.fits(f"blocks.0.ffn.{layer}") for layer in (0, 2))
+    blocks = [sum(block_activations(dit, tokens, workload.compute, workload.flash, pairs, frozen).values())
               for pairs in _pairs(workload)]
     in_flight = batch * tokens * _GRADIENTS_IN_FLIGHT * dit.dim
     inputs = batch * tokens * workload.residual * dit.dim * dit.num_layers

@@ -72,6 +72,17 @@ def test_adapters_leave_the_weights_frozen():
                              "EMA": 4 * adapters}
 
 
+def test_adapters_of_the_attention_keep_less_of_a_block():
+    """The inputs of the feed-forward network's linears, what scales and gates need for their gradients: not kept."""
+    def kept(**changes):
+        plan = workload(OSP_NEXT_14B, HD, 4, 2, recompute=True, parallel=EIGHT, **BF16, **changes)
+        return memory.estimate(plan).phases["backward"]["one block's activations"] / memory.tokens_of_device(plan)
+
+    attention, everything = (LoRAConfig(rank=32, alpha=64, targets=targets) for targets in (("q", "o"), ("q", "ffn.0")))
+    assert kept() - kept(trained="lora", lora=attention) == pytest.approx((4 * 4 + 2) * 5120 + 2 * 13824, abs=1)
+    assert kept(trained="lora", lora=everything) == kept()
+
+
 def test_blocks_that_come_in_turn_have_room_for_two():
     plans = [read_workload(CONFIGS / "generate" / "14b.yaml", [f"context.offload={offload}", *more], 1, None)
              for offload in ("false", "true") for more in ((), ("model.dit.quant=hif8",))]
