@@ -67,6 +67,7 @@ RECIPES = {
     "hif8": Recipe(HIF8),
     "hif8_32768": Recipe(HIF8 | {"quant_config": QuantConfig(scale_max_forward=32768.0, scale_max_backward=32768.0)}),
     "centred_keys": refined(centre_keys=True),
+    "centred_values": refined(centre_values=True),
     "centred_keys_and_values": refined(centre_keys=True, centre_values=True),
     "scales_per_head": refined(head_scales=True),
     "plain_ends": refined(plain_ends=1),
