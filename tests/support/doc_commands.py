@@ -89,8 +89,8 @@ RUN = {
         "--split held_out --device cuda",
         "python -m tools.experiments.hif8_experiment_torch --data output/digits_cache "
         "--held-out output/digits_held_out_cache --batch-size 4 --learning-rate 1e-3 --seeds 0 1 2 3 --recipes fp32 "
-        "hif8 linears attention centred_keys plain_ends plain_start scales_per_head centred_keys_and_values all_free "
-        "all hif8_32768 --device cuda --output output/hif8_settings",
+        "hif8 linears attention centred_keys plain_ends plain_start scales_per_head centred_values "
+        "centred_keys_and_values all_free all hif8_32768 --device cuda --output output/hif8_settings",
         "python -m tools.experiments.wide_start --times 4 --minutes 0.9 --device cuda "
         "--output output/wide/dit.safetensors",
         "python -m tools.experiments.hif8_experiment_torch --data output/digits_cache "

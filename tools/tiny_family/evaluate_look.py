@@ -1,7 +1,7 @@
 r"""What an adapter of a new look brings: loss on held-out clips and judged videos without and with it.
 
     python -m tools.tiny_family.evaluate_look --config yaml_configs/train/tiny_lora.yaml \
-        --adapter output/train_tiny_lora/adapter_ema --samples 80 --output output/look
+        --adapter output/train_tiny_lora/adapter_ema --look shaded --samples 80 --output output/look
 
 The loss is that of the configuration's eval_dataset, clip by clip; videos are made of the same prompts from the same
 noise. Intervals are of 95 %: Wilson's for shares, for differences that of the mean over pairs (clips, videos).
@@ -49,9 +49,9 @@ def compare_losses(before, after):
             "difference": paired_difference(after, before)}
 
 
-def judged(clips, prompts):
+def judged(clips, prompts, look):
     """{property: boolean array}: the digit asked for, its direction, the look, and all three."""
-    verdicts = [looks.judge_clip(clip) for clip in clips]
+    verdicts = [looks.judge_clip(clip, look) for clip in clips]
     right = {"digit": [verdict.digit == prompt.digit for (verdict, _), prompt in zip(verdicts, prompts, strict=True)],
              "direction": [verdict.direction == prompt.direction
                            for (verdict, _), prompt in zip(verdicts, prompts, strict=True)],
@@ -66,17 +66,17 @@ def compare_shares(before, after):
                    "difference": paired_difference(after[name], before[name])} for name in before}
 
 
-def evaluate(config, adapter, samples, seed, output):
+def evaluate(config, adapter, look, samples, seed, output):
     """The report, a dict that JSON can hold; contact sheets before.png and after.png in the folder `output`."""
     began = time.perf_counter()
-    report = {"adapter": str(adapter), "clips": config.eval_dataset.clips, "samples": samples, "seed": seed,
-              "loss": compare_losses(losses(config), losses(config, adapter))}
+    report = {"adapter": str(adapter), "look": look, "clips": config.eval_dataset.clips, "samples": samples,
+              "seed": seed, "loss": compare_losses(losses(config), losses(config, adapter))}
     recipe, prompts = load_recipe(), balanced_prompts(samples, seed)
     noise, found = np.stack([noise_of(seed, i) for i in range(samples)]), {}
     for name, used in (("before", None), ("after", adapter)):
         clips = backends.mindspore_clips(recipe, FOLDER / "weights", "sparse", [prompt.text for prompt in prompts],
                                          noise, recipe.sampling, adapter=used)
-        found[name] = judged(clips, prompts)
+        found[name] = judged(clips, prompts, look)
         write_sheet(output / f"{name}.png", clips[:SHOWN], [prompt.text for prompt in prompts[:SHOWN]])
     return report | {"judged": compare_shares(found["before"], found["after"]),
                      "seconds": round(time.perf_counter() - began)}
@@ -98,6 +98,7 @@ def main(argv=None):
     parser.add_argument("--config", type=Path, required=True, help="of the training, with its eval_dataset")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--adapter", type=Path, required=True, help="folder in PEFT's format")
+    parser.add_argument("--look", choices=looks.LOOKS[1:], default="shaded", help="what the clips have been drawn in")
     parser.add_argument("--samples", type=int, default=80, help="videos, the first 40 ask for every digit each way")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--output", type=Path, required=True, help="folder for report.json and contact sheets")
@@ -108,7 +109,7 @@ def main(argv=None):
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
     if config.eval_dataset is None or config.load_checkpoint is None:
         parser.error("the configuration needs an eval_dataset and a load_checkpoint")
-    report = evaluate(config, arguments.adapter, arguments.samples, arguments.seed, arguments.output)
+    report = evaluate(config, arguments.adapter, arguments.look, arguments.samples, arguments.seed, arguments.output)
     (arguments.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print_report(report)
 
