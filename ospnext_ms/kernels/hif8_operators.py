@@ -22,6 +22,8 @@ class Amax(nn.Cell):
     def __init__(self):
         super().__init__()
         self.on_host = None if on_ascend() else _host_operator(_amax, _one_number)
+        # One number: a graph folds a full_like into a constant of the size of x, which it holds for good.
+        self.infinity = Tensor(np.inf, ms.float32)
 
     def construct(self, x):
         x = ops.stop_gradient(x).astype(ms.float32)
@@ -29,7 +31,7 @@ class Amax(nn.Cell):
             return self.on_host(x)
         # The maximum of a tensor, or over ranks, may or may not see a NaN.
         magnitude = ops.abs(x)
-        return ops.ReduceMax()(ops.where(magnitude < np.inf, magnitude, ops.full_like(x, np.inf))).reshape(1)
+        return ops.ReduceMax()(ops.where(magnitude < np.inf, magnitude, self.infinity)).reshape(1)
 
 
 def scale_for(amax, scale_max):

@@ -41,6 +41,14 @@ def test_scale_on_the_host_is_the_scale_of_operators():
         assert np.array_equal(on_host, by_operators, equal_nan=True), x
 
 
+def test_largest_number_by_the_operators_of_ascend():
+    amax = kernels.Amax()
+    amax.on_host = None
+    numbers = ([0, 0, 0], [-2, np.nan, 1], [1, -np.inf])
+    for x in (normal(5, 7), *(np.array(row, np.float32) for row in numbers)):
+        assert np.array_equal(amax(Tensor(x)).asnumpy(), kernels.Amax()(Tensor(x)).asnumpy()), x
+
+
 @pytest.mark.parametrize("mode", ["pynative", "compiled", "recompute"])
 def test_linear_and_its_gradients_agree_with_the_reference(mode):
     layer, twin = linear_twins()
