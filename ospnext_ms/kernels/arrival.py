@@ -1,4 +1,4 @@
-"""Weights that lie on the host, into parameters on the device, beside what the device computes."""
+"""Values into memory that compiled graphs read: weights of the host, beside what the device computes, and others."""
 
 import mindspore as ms
 from mindspore import Parameter
@@ -25,6 +25,25 @@ def _room(shape, dtype):
     made = ms.uint8 if dtype == ms.hifloat8 else dtype
     room = ms.mint.empty(shape, dtype=made, device="Ascend" if on_ascend() else "CPU")
     return room if made == dtype else room.view(dtype)
+
+
+class Place:
+    """Memory of the device into which values are copied in turn, one tensor for each shape and dtype.
+
+    A compiled graph keeps what it was given last until it is called again (MindSpore 2.9). Graphs that are given the
+    tensor of one place keep that one only, where tensors of their own would stay for each graph.
+    """
+
+    def __init__(self):
+        self._tensors = {}
+
+    def put(self, values):
+        """The place's tensor of that shape and dtype, which has these values until the next."""
+        kind = values.shape, values.dtype
+        if kind not in self._tensors:
+            self._tensors[kind] = _room(*kind)
+        self._tensors[kind].copy_(values)
+        return self._tensors[kind]
 
 
 class Arrival:

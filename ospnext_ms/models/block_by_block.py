@@ -5,7 +5,7 @@ B batch, N tokens, C width, L text tokens, as in models.dit.
 
 from mindspore import nn
 
-from ospnext_ms.kernels.arrival import Arrival, places_for
+from ospnext_ms.kernels.arrival import Arrival, Place, places_for
 
 
 class BeforeBlocks(nn.Cell):
@@ -77,6 +77,7 @@ class BlockByBlock:
         blocks, net.blocks = list(net.blocks), nn.CellList()
         self._weights = [[parameter for _, parameter in block.parameters_and_names()] for block in blocks]
         self._arrival = Arrival()
+        self._hidden, self._before_blocks = Place(), Place()
         self._grid, self._rotations = None, {}
         self._places, self._block_of_kind, self._kinds = {}, {}, []
         for i, block in enumerate(blocks):
@@ -91,22 +92,24 @@ class BlockByBlock:
 
     def __call__(self, x, t, text):
         grid = self._net.grid_of(x, t, text)
-        # The hidden states have no other name: what the first block read is free after it.
-        hidden = list(self._before(x, t, text))
-        e_BC = hidden[1]
-        return self._after(self._through_blocks(hidden, grid), e_BC, grid)
+        x_BNC, e_BC, e0_B6C, text_BLC = self._embedded(x, t, text)
+        return self._after(self._through_blocks(x_BNC, e0_B6C, text_BLC, grid), e_BC, grid)
 
     def computed(self, x, t, text):
         """The same and what the blocks add, see dit_steps.ComputedStep."""
         grid = self._net.grid_of(x, t, text)
-        hidden = list(self._before(x, t, text))
-        before_BNC, e_BC = hidden[:2]
-        after_BNC = self._through_blocks(hidden, grid)
+        x_BNC, e_BC, e0_B6C, text_BLC = self._embedded(x, t, text)
+        before_BNC = self._before_blocks.put(x_BNC)
+        after_BNC = self._through_blocks(x_BNC, e0_B6C, text_BLC, grid)
         return self._after(after_BNC, e_BC, grid), self._added(before_BNC, after_BNC, grid)
 
-    def _through_blocks(self, hidden, grid):
-        """Empties `hidden`, what BeforeBlocks gives, and returns the hidden states after the blocks."""
-        text_BLC, e0_B6C, _, x_BNC = (hidden.pop() for _ in range(4))
+    def _embedded(self, x, t, text):
+        """What BeforeBlocks gives, the hidden states in their place."""
+        x_BNC, *others = self._before(x, t, text)
+        return self._hidden.put(x_BNC), *others
+
+    def _through_blocks(self, x_BNC, e0_B6C, text_BLC, grid):
+        """Hidden states in their place -> those after the blocks, there too."""
         net, before = self._net, "token"
         if grid != self._grid:
             # Inputs of the graphs: in each of them they would be constants of its own.
@@ -115,7 +118,8 @@ class BlockByBlock:
             self._grid = grid
         for i, (kind, order) in enumerate(zip(self._kinds, net.orders, strict=True)):
             self._arrival.into(self._places[kind[-1]])
-            x_BNC = self._block_of_kind[kind](x_BNC, e0_B6C, text_BLC, *self._rotations[order], grid, before, order)
+            x_BNC = self._hidden.put(
+                self._block_of_kind[kind](x_BNC, e0_B6C, text_BLC, *self._rotations[order], grid, before, order))
             # After the block is launched: the copies may hold up this process, but not the device.
             self._arrival.start(self._weights[(i + 1) % len(self._kinds)])
             before = order

@@ -89,7 +89,8 @@ def _generation(workload: Workload) -> Memory:
     if workload.text_encoder is not None:
         phases["text"] = _text(workload.text_encoder, workload)
     if workload.vae is not None:
-        phases["decoding"] = {"transformer": transformer, **adapters, **vae, **_vae_work(workload.vae, workload)}
+        phases["decoding"] = {"transformer": transformer, **adapters, **_staying(workload), **vae,
+                              **_vae_work(workload.vae, workload)}
     return Memory({}, phases)
 
 
@@ -140,6 +141,17 @@ def _on_device(workload: Workload, parameters: Shapes) -> tuple[int, int]:
     block = sum(_weights(workload, {name: shape for name, shape in parameters.items() if name.startswith(prefix)})
                 for prefix in first_of.values())
     return _weights(workload, rest) + 2 * block, 2 * len(first_of) * adapters // dit.num_layers
+
+
+def _staying(workload: Workload) -> dict[str, int]:
+    """What stays between the calls of blocks that come in turn: the place of the hidden states, and cosines and sines
+    of each order, in fp32. While they compute it is a part of one block's work.
+    """
+    if not workload.offload:
+        return {}
+    dit, orders = workload.dit, set(_orders(workload.dit))
+    values = workload.batch * workload.residual * dit.dim + len(orders) * 2 * 4 * dit.head_dim
+    return {"hidden states and rotations": tokens_of_device(workload) * values}
 
 
 def host_weights(workload: Workload) -> int:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from ospnext_ms.models.block_by_block import BlockByBlock
+from ospnext_ms.kernels.arrival import Place
+from ospnext_ms.models.block_by_block import BeforeBlocks, BlockByBlock
 from ospnext_ms.models.config import QuantConfig
 from ospnext_ms.models.dit import DiTConfig, OSPNextDiT
 from ospnext_ms.models.dit_steps import ComputedStep, ReusedStep
@@ -112,3 +113,33 @@ def test_a_block_a_kind_is_compiled_with_memory_for_one():
     assert sum(parameter.size for parameter in used.values()) == rest + block
     # Before, after and added; full and sparse blocks.
     assert len(cells) == 5
+
+
+def test_the_hidden_states_are_in_one_place():
+    """Graphs keep what they were given, see kernels.arrival.Place."""
+    given = []
+
+    def compiled(cell):
+        def call(*inputs):
+            if not isinstance(cell, BeforeBlocks):
+                given.append(inputs[0])
+            return cell(*inputs)
+        return call
+
+    streamed = BlockByBlock(network("full and sparse"), compiled)
+    for seed in (0, 1):
+        streamed(*inputs(seed))
+    # Eight blocks and what is after them, twice.
+    assert len(given) == 2 * 9
+    assert len({id(tensor) for tensor in given}) == 1
+
+
+def test_a_place_for_each_shape_and_dtype():
+    """With processes that share a video the two orders may have other numbers of tokens here."""
+    place = Place()
+    first = place.put(Tensor([1.0, 2.0]))
+    assert place.put(Tensor([5.0])).asnumpy().tolist() == [5]
+    assert place.put(Tensor([6, 7], ms.int32)).dtype == ms.int32
+    assert first.asnumpy().tolist() == [1, 2]
+    assert place.put(Tensor([3.0, 4.0])) is first
+    assert first.asnumpy().tolist() == [3, 4]

@@ -49,7 +49,7 @@ def test_training_the_14b_model_at_720p_fits_64_gb_with_reserve():
 
 @NEEDS_DRY_RUN
 @pytest.mark.slow
-@pytest.mark.parametrize("title", ["forward 14B, SSP 4x2", "VAE, decoding 720P"])
+@pytest.mark.parametrize("title", ["forward 14B, SSP 4x2", "forward 14B, blocks from the host", "VAE, decoding 720P"])
 def test_plan_is_near_the_peak(title):
     job, work = REAL_PATHS[title].job()
     report = run_case(job.case, job.options, size=job.size, timeout=1200)

@@ -93,6 +93,10 @@ def test_blocks_that_come_in_turn_have_room_for_two():
     assert turns["denoising"]["weights"] == whole["denoising"]["weights"] - 38 * block
     assert turns["decoding"]["transformer"] == turns["denoising"]["weights"]
     assert turns["denoising"]["one block's work"] == whole["denoising"]["one block's work"]
+    # The hidden states' place, and two tables for each order.
+    staying = 75_600 * (4 * 5120 + 2 * 2 * 4 * 128)
+    assert turns["decoding"]["hidden states and rotations"] == staying < turns["denoising"]["one block's work"]
+    assert "hidden states and rotations" not in whole["decoding"]
     # Of 8 bits each: half of it, but for biases and norms.
     assert whole_8["denoising"]["weights"] - turns_8["denoising"]["weights"] == pytest.approx(38 * block / 2, rel=0.01)
     # The host loads the same, and keeps the blocks.
@@ -101,7 +105,6 @@ def test_blocks_that_come_in_turn_have_room_for_two():
 
 
 def test_the_14b_in_turn_is_counted_below_20_gb():
-    """What MindSpore plans for it is more, see docs/ascend.md."""
     plan = read_workload(CONFIGS / "generate" / "14b_offload.yaml", (), 1, None)
     assert memory.estimate(plan).total + sum(memory.outside(plan).values()) < 20e9
 

@@ -13,7 +13,8 @@ from tools.ascend_dry_run.run import run_case
 GENERATE, TRAIN, POST_TRAIN = (f"yaml_configs/{mode}/14b.yaml" for mode in ("generate", "train", "post_train"))
 _EMULATED, _NATIVE = ("model.dit.quant_config.backend=emulate",), ("model.dit.quant_config.backend=native",)
 # Phase of planning.memory in which a case has its peak, and what lies beside it then of other networks.
-_PHASES = {"forward": ("denoising", ("VAE",)), "umt5": ("text", ()), "vae": ("decoding", ("transformer",))}
+_PHASES = {"forward": ("denoising", ("VAE",)), "umt5": ("text", ()),
+           "vae": ("decoding", ("transformer", "hidden states and rotations"))}
 
 
 @dataclass(frozen=True)
