@@ -1,1 +1,1 @@
-"""The only package that asks which device runs: one function per contract, a CPU and an Ascend implementation."""
+"""What depends on the device: one function per contract, a CPU and an Ascend implementation."""
