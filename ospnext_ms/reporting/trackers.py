@@ -21,7 +21,7 @@ def check_installed(names):
         package = TRACKERS[name][2]
         if find_spec(package) is None:
             raise ValueError(f"callbacks.trackers names {name}, but the package {package} is not installed; "
-                             f'pip install "ospnext-ms[trackers]", or leave {name} out')
+                             f"pip install -e '.[trackers]', or leave {name} out")
 
 
 def open_trackers(names, folder, configuration, steps_done, say):

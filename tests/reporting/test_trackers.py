@@ -53,7 +53,7 @@ def test_one_that_fails_is_told_of_once_and_stops_nothing():
 def test_a_missing_package_is_named_with_what_to_do(monkeypatch):
     monkeypatch.setitem(trackers.TRACKERS, "wandb", ("x", "X", "no_such_package_at_all"))
     with pytest.raises(ValueError, match="callbacks.trackers names wandb, but the package no_such_package_at_all is "
-                       r'not installed; pip install "ospnext-ms\[trackers\]", or leave wandb out'):
+                       r"not installed; pip install -e '.\[trackers\]', or leave wandb out"):
         check_installed(["tensorboard", "wandb"])
 
 
