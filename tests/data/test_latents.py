@@ -169,7 +169,7 @@ def test_a_cache_without_hashes_is_read_and_known_as_before(tmp_path):
 
 
 def test_caches_that_cannot_be_read(tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist; make it with"):
+    with pytest.raises(FileNotFoundError, match=r"does not exist \(current folder .*\); make it with: .* --config"):
         LatentDataset(tmp_path / "none", **SETTINGS)
     with pytest.raises(FileNotFoundError, match="is not finished"):
         LatentDataset(tmp_path, **SETTINGS)
