@@ -175,7 +175,7 @@ def test_all_processes_make_as_many_calls_and_each_prompt_is_written_once(tmp_pa
 @pytest.mark.parametrize(("change", "message"), [
     ({"model": {"dit": runs.DIT}}, "validation makes videos, which needs model.vae and model.text_encoder"),
     ({"validation": {"prompts": []}}, "validation: prompts has an empty entry, or none"),
-    ({"validation": {"prompts": ["a", " "]}}, "validation: prompts has an empty entry, or none"),
+    ({"validation": {"prompts": ["a", " "]}}, r"validation.prompts\[1\]: the text ' ' is empty; give one"),
     ({"validation": {"prompts": 3}}, "validation.prompts: the number 3 is not a list or a text"),
     ({"validation": {"every": 0}}, "validation: every is 0; it must be at least 1"),
     ({"validation": {"video": VIDEO | {"height": 40}}}, "validation.video.height"),
