@@ -30,8 +30,8 @@ class VideoRequest:
     size: str | None = None
     seconds: float | None = None
     frames: int | None = None
-    adapter: str | None = None
-    model: str | None = None
+    adapter: FreeText | None = None
+    model: FreeText | None = None
 
     def __post_init__(self):
         require(self.prompt.strip(), "prompt is empty")

@@ -26,6 +26,11 @@ def test_what_is_left_out_is_the_servers(configure):
     assert (job.prompt, job.seed, job.negative_prompt) == ("a 3", 7, None)
 
 
+def test_what_the_page_sends_where_nothing_is_chosen(configure):
+    request = {"prompt": "a 3", "negative_prompt": "", "adapter": "", "model": ""}
+    assert read_request(request, configure())["adapter"] is None
+
+
 def test_an_adapter_that_is_served_no_longer(configure):
     config = configure(adapters=[{"name": "night", "path": "some/where", "strength": 0.5}])
     settings = read_request({"prompt": "a 3", "adapter": "night"}, config)
