@@ -19,7 +19,7 @@ class WatchedPromptsSection:
     seed: int = 0
 
     def __post_init__(self):
-        require(self.prompts and (isinstance(self.prompts, str) or all(text.strip() for text in self.prompts)),
+        require(self.prompts,
                 "prompts has an empty entry, or none; it must be a list of texts, or the name of a prompt file")
         require_at_least(self, 1, "every")
         require_seed(self, "seed")
