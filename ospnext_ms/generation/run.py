@@ -75,16 +75,10 @@ def make_videos(config, jobs, folder, *, part=(0, 1), again=None, overwrite=Fals
         SystemExit: a signal asked for an end; what is complete stays.
     """
     assert len({job.name for job in jobs}) == len(jobs), "two videos of one name"
-    check_generation(config.parallel_config, config.model.dit, world_size())
-    noise = load_starting_noise(config, len(jobs))
-    check_files(config)
-    for path in (folder.videos, folder.records):
-        check_output_folder(path)
-    check_adapters(config)
-    reused_steps_of(config)
+    noise = _check_beforehand(config, jobs, folder)
 
     from ospnext_ms.generation.team import join
-    from ospnext_ms.generation.text_to_video import Interrupted, TextToVideo
+    from ospnext_ms.generation.text_to_video import TextToVideo
     from ospnext_ms.parallel.agreement import Highest, decided_by_first
     from ospnext_ms.runtime import start
 
@@ -95,32 +89,54 @@ def make_videos(config, jobs, folder, *, part=(0, 1), again=None, overwrite=Fals
     pipeline = TextToVideo(config, runtime, jobs, noise, team)
     batches = batches_of(jobs, config.sampling.batch_size)[part[0] :: part[1]]
     mine = [job for batch in batches for job in batch]
-    paths = []
     with ExitStack() as stack:
-        todo = decided_by_first(team.mesh.world_group, len(jobs), lambda: _open(
+        chosen = decided_by_first(team.mesh.world_group, len(jobs), lambda: _open(
             stack, folder, jobs, mine, again, overwrite, part, identity))
-        todo = {job.name for job, is_chosen in zip(jobs, todo, strict=True) if is_chosen}
-        if again is None and team.mesh.reports:
-            paths = [path for job in mine if job.name not in todo for path in (folder.video(job), folder.record(job))]
+        todo = {job.name for job, is_chosen in zip(jobs, chosen, strict=True) if is_chosen}
         batches = [batch for batch in batches if any(job.name in todo for job in batch)]
-        mine = batches[team.lane :: team.lanes]
-        trace = None
-        if profile and mine:
-            trace = SamplingTrace(folder.records, team.mesh.rank, config.sampling.steps * len(mine))
-        seconds = {}
-        try:
-            for video in pipeline.videos(mine, todo, interruption, trace):
-                seconds = seconds or video.timings
-                folder.begin(video.job)
-                video.write_to(folder.video(video.job), config.video.fps, config.video.crf)
-                paths += [folder.video(video.job), folder.finish(video.job, _record(video, identity, runtime))]
-        except Interrupted as stop:
-            _leave(stop.number, folder, jobs, team)
-        if trace and team.is_leader:
-            _tell_profile(seconds, trace.stop())
+        written = _write_videos(pipeline, batches[team.lane :: team.lanes], todo, folder, identity, interruption,
+                                profile)
         # Until all have written what they make.
         Highest(team.mesh.world_group)(0)
-        return paths + (_close(folder, jobs, config.video) if team.mesh.reports else [])
+        if not team.mesh.reports:
+            return written
+        complete = [job for job in mine if job.name not in todo] if again is None else []
+        return [*(path for job in complete for path in (folder.video(job), folder.record(job))), *written,
+                *_close(folder, jobs, config.video)]
+
+
+def _check_beforehand(config, jobs, folder):
+    """What can be checked without MindSpore; returns the starting noise that is given, None where it is drawn."""
+    check_generation(config.parallel_config, config.model.dit, world_size())
+    noise = load_starting_noise(config, len(jobs))
+    check_files(config)
+    for path in (folder.videos, folder.records):
+        check_output_folder(path)
+    check_adapters(config)
+    reused_steps_of(config)
+    return noise
+
+
+def _write_videos(pipeline, batches, todo, folder, identity, interruption, profile):
+    """Makes the videos `todo` (names) of this lane's batches; returns the paths of what this process has written."""
+    from ospnext_ms.generation.text_to_video import Interrupted
+
+    config, team = pipeline.config, pipeline.team
+    trace = None
+    if profile and batches:
+        trace = SamplingTrace(folder.records, team.mesh.rank, config.sampling.steps * len(batches))
+    paths, seconds = [], {}
+    try:
+        for video in pipeline.videos(batches, todo, interruption, trace):
+            seconds = seconds or video.timings
+            folder.begin(video.job)
+            video.write_to(folder.video(video.job), config.video.fps, config.video.crf)
+            paths += [folder.video(video.job), folder.finish(video.job, _record(video, identity, pipeline.runtime))]
+    except Interrupted as stop:
+        _leave(stop.number, folder, pipeline.jobs, team)
+    if trace and team.is_leader:
+        _tell_profile(seconds, trace.stop())
+    return paths
 
 
 def _tell_profile(seconds, path):
