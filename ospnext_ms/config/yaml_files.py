@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ospnext_ms.config.checks import ConfigError
+from ospnext_ms.storage.files import current_folder
 
 EXTENDS = "extends"
 MAX_DEPTH = 32
@@ -107,7 +108,7 @@ def _chain(path: Path) -> list[tuple[Path, dict]]:
             raise ConfigError(f"{names[0]}: {EXTENDS} goes in a circle: {' -> '.join(names)}")
         if not path.is_file():
             by = f", which {names[-2]} extends" if chain else ""
-            raise FileNotFoundError(f"no configuration file {path}{by} (current folder {Path.cwd()})")
+            raise FileNotFoundError(f"no configuration file {path}{by} {current_folder()}")
         mapping = _read_file(path)
         chain.append((path, mapping))
         if EXTENDS not in mapping:

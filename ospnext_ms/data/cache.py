@@ -24,7 +24,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from ospnext_ms.storage.files import atomic_path
+from ospnext_ms.storage.files import atomic_path, current_folder
 from ospnext_ms.storage.fingerprint import of_values, of_whole_file
 from ospnext_ms.storage.safetensors_io import ArrayTensor, StoredTensor, read_header, write_file
 
@@ -143,9 +143,9 @@ class Cache:
         path = self.folder / INDEX
         if not path.is_file():
             state = "is not finished: it holds no " + INDEX if self.folder.is_dir() else "does not exist"
-            raise FileNotFoundError(f"the cache {folder} {state} "
-                                    f"(current folder {Path.cwd()}); make it with: python -m ospnext_ms prepare-data "
-                                    "--config FILE of yaml_configs/prepare_data (docs/prepare_data.md)")
+            raise FileNotFoundError(f"the cache {folder} {state} {current_folder()}; make it with: python -m "
+                                    "ospnext_ms prepare-data --config FILE of yaml_configs/prepare_data "
+                                    "(docs/prepare_data.md)")
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
             if index["format"] != FORMAT:

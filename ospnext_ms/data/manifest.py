@@ -23,7 +23,7 @@ from typing import TextIO, TypeGuard
 
 from ospnext_ms.data.text import clean_prompt
 from ospnext_ms.storage import strict_json
-from ospnext_ms.storage.files import refuse_pointer
+from ospnext_ms.storage.files import current_folder, refuse_pointer
 
 KEYS = ("path", "caption", "start_frame", "end_frame", "start", "end")
 ANNOTATION_KEYS = ("path", "cap", "cut", "num_frames", "crop")
@@ -61,7 +61,7 @@ def read_manifest(path: str | os.PathLike) -> list[Entry]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no manifest {path} (current folder {Path.cwd()})")
+        raise FileNotFoundError(f"no manifest {path} {current_folder()}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from ospnext_ms.storage import peft_format
+from ospnext_ms.storage.files import current_folder
 from ospnext_ms.storage.open_weights import read_headers
 
 
@@ -22,7 +23,7 @@ def check_files(config):
             raise type(error)(f"model.{name}.checkpoint: {error}") from error
     if not Path(model.text_encoder.tokenizer).is_dir():
         raise FileNotFoundError(f"model.text_encoder.tokenizer: no folder {model.text_encoder.tokenizer} "
-                                f"(current folder {Path.cwd()})")
+                                f"{current_folder()}")
     check_output_folder(Path(config.output_dir))
 
 

@@ -5,6 +5,8 @@ from tokenize import TokenError
 
 import numpy as np
 
+from ospnext_ms.storage.files import current_folder
+
 
 def starting_noise(shape, seed, index):
     """Standard normal noise, fp32, of video `index` of a run with `seed`; the same on every device and in any batch."""
@@ -24,7 +26,7 @@ def load_starting_noise(config, count):
     if name is None:
         return None
     if not Path(name).is_file():
-        raise FileNotFoundError(f"sampling.starting_noise: no file {name} (current folder {Path.cwd()})")
+        raise FileNotFoundError(f"sampling.starting_noise: no file {name} {current_folder()}")
     try:
         noise = np.load(name, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, SyntaxError, TypeError, TokenError) as error:

@@ -9,6 +9,7 @@ from ospnext_ms.data.text import clean_prompt
 from ospnext_ms.generation.folder import Folder, ignores_case
 from ospnext_ms.generation.jobs import Job, file_name, index_name, negative_of, told_apart
 from ospnext_ms.storage import strict_json
+from ospnext_ms.storage.files import current_folder
 
 _KEYS = {"prompt": str, "name": str, "negative_prompt": str, "seed": int, "index": int}
 
@@ -115,7 +116,7 @@ def read_lines(path):
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no prompt file {path} (current folder {Path.cwd()})")
+        raise FileNotFoundError(f"no prompt file {path} {current_folder()}")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

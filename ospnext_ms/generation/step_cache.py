@@ -8,7 +8,7 @@ from ospnext_ms.config.reader import read_section
 from ospnext_ms.diffusion.step_reuse import reused_steps
 from ospnext_ms.generation.identity import adapters_of
 from ospnext_ms.storage import fingerprint, strict_json
-from ospnext_ms.storage.files import atomic_path
+from ospnext_ms.storage.files import atomic_path, current_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def reused_steps_of(config):
         return None
     path = Path(cache.calibration)
     if not path.is_file():
-        raise FileNotFoundError(f"sampling.cache.calibration: no file {path} (current folder {Path.cwd()}); "
+        raise FileNotFoundError(f"sampling.cache.calibration: no file {path} {current_folder()}; "
                                 "calibrate-cache writes it")
     try:
         there = read_section(Calibration, strict_json.parse(path.read_text(encoding="utf-8")))

@@ -59,6 +59,11 @@ def refuse_pointer(path: str | os.PathLike):
                          f"for: run `git lfs pull` in its repository, or download the file itself")
 
 
+def current_folder() -> str:
+    """What the message about a path that is not there says after it: where a relative one was looked for."""
+    return f"(current folder {Path.cwd()})"
+
+
 def conversion(path: str | os.PathLike, network: str = "dit|vae|umt5") -> str:
     """What to do with weights in another project's form; `network` is what the converter calls it."""
     path = Path(path)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ospnext_ms.storage.files import conversion
+from ospnext_ms.storage.files import conversion, current_folder
 from ospnext_ms.storage.hif8_weights import join_codes
 from ospnext_ms.storage.safetensors_io import (
     INDEX_SUFFIX,
@@ -55,7 +55,7 @@ def read_headers(path: str | os.PathLike) -> Mapping[str, StoredTensor | JoinedT
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path} (current folder {Path.cwd()})")
+        raise FileNotFoundError(f"no checkpoint at {path} {current_folder()}")
     if is_group(path):
         return read_group(path)
     if path.is_dir():

@@ -19,7 +19,7 @@ import numpy as np
 
 from ospnext_ms.models.lora_config import LoRAConfig
 from ospnext_ms.storage.adapters import Pair, StoredAdapter
-from ospnext_ms.storage.files import atomic_folder, conversion, refuse_pointer
+from ospnext_ms.storage.files import atomic_folder, conversion, current_folder, refuse_pointer
 from ospnext_ms.storage.safetensors_io import ArrayTensor, StoredTensor, read_header, write_file
 from ospnext_ms.storage.training_checkpoint import adapters_in, is_group, problems_of
 
@@ -171,7 +171,7 @@ def read_config(at: str | os.PathLike) -> Mapping[str, Any]:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             others = [path.name for path in sorted(folder.glob("*")) if path.suffix in (".safetensors", ".bin", ".pt")]
-            hint = f"; {_conversion(folder)}" if others else f" (current folder {Path.cwd()})"
+            hint = f"; {_conversion(folder)}" if others else f" {current_folder()}"
             if here := adapters_in(folder) or (adapters_in(folder.parent) if is_group(folder) else []):
                 hint = f"; it is part of a training checkpoint, whose adapter is {here[-1]}"
             raise FileNotFoundError(f"no adapter in {folder}: {name} is missing{hint}")

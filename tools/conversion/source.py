@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ospnext_ms.storage.files import refuse_pointer
+from ospnext_ms.storage.files import current_folder, refuse_pointer
 from ospnext_ms.storage.safetensors_io import (
     INDEX_SUFFIX,
     check_shard,
@@ -55,7 +55,7 @@ def open_source(kind: str, path: Path, key: str | None = None) -> Source:
         ImportError: a PyTorch file without PyTorch.
     """
     if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path} (current folder {Path.cwd()})")
+        raise FileNotFoundError(f"no checkpoint at {path} {current_folder()}")
     if is_group(path):
         problems = problems_of(path.parent)
         if problems:

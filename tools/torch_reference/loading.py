@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ospnext_ms.storage.files import refuse_pointer
+from ospnext_ms.storage.files import current_folder, refuse_pointer
 
 
 def load(module, path):
@@ -16,7 +16,7 @@ def load(module, path):
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path} (current folder {Path.cwd()})")
+        raise FileNotFoundError(f"no checkpoint at {path} {current_folder()}")
     refuse_pointer(path)
     if path.suffix == ".safetensors":
         weights = load_file(path)

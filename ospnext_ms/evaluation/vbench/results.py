@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from ospnext_ms.evaluation.vbench.dimensions import DIMENSIONS, SAMPLES
-from ospnext_ms.storage.files import atomic_path
+from ospnext_ms.storage.files import atomic_path, current_folder
 from ospnext_ms.storage.strict_json import parse
 
 RESULTS_SUFFIX, INFO_SUFFIX = "_eval_results.json", "_full_info.json"
@@ -42,7 +42,7 @@ def read_results(place: str | Path, unit: Unit | None = None) -> list[ResultFile
     """
     place = Path(place)
     if not place.exists():
-        raise FileNotFoundError(f"no results {place} (current folder {Path.cwd()})")
+        raise FileNotFoundError(f"no results {place} {current_folder()}")
     if place.is_file() and not zipfile.is_zipfile(place):
         return [_read(place.name, _text(place.read_bytes(), place), unit)]
     texts = dict(_members(place) if place.is_file() else _files(place))

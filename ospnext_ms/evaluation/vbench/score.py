@@ -15,7 +15,7 @@ from ospnext_ms.evaluation.vbench.dimensions import DIMENSIONS, check_names
 from ospnext_ms.evaluation.vbench.needs import environment, missing_needs
 from ospnext_ms.evaluation.vbench.results import INFO_SUFFIX, RESULTS_SUFFIX, read_results
 from ospnext_ms.evaluation.vbench.suite import Entry, read_suite, videos_looked_up
-from ospnext_ms.storage.files import atomic_path
+from ospnext_ms.storage.files import atomic_path, current_folder
 from ospnext_ms.storage.fingerprint import of_whole_file
 
 VERSION = "0.1.5"
@@ -195,7 +195,7 @@ def _read_score(path: Path, name: str) -> float:
 def _list_videos(folder: Path) -> dict[str, Path]:
     """{file name: path}; ValueError where the folder holds what upstream would trip over."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder of videos {folder} (current folder {Path.cwd()})")
+        raise FileNotFoundError(f"no folder of videos {folder} {current_folder()}")
     present = {path.name: path for path in sorted(folder.iterdir())}
     if not present:
         raise FileNotFoundError(f"{folder} is empty; `vbench generate` writes videos into OUTPUT/videos")

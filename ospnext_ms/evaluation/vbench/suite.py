@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ospnext_ms.evaluation.vbench.dimensions import DIMENSIONS, SAMPLES, check_names
+from ospnext_ms.storage.files import current_folder
 from ospnext_ms.storage.strict_json import parse
 
 # Only still videos count there: upstream's static filter picks 5 of these.
@@ -160,7 +161,7 @@ def _lines(path: str | Path, what: str) -> list[str]:
 def _read_text(path: str | Path, what: str) -> str:
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no file of the {what} {path} (current folder {Path.cwd()})")
+        raise FileNotFoundError(f"no file of the {what} {path} {current_folder()}")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
