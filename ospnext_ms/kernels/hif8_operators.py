@@ -26,12 +26,14 @@ class Amax(nn.Cell):
         self.infinity = Tensor(np.inf, ms.float32)
 
     def construct(self, x):
-        x = ops.stop_gradient(x).astype(ms.float32)
+        x = ops.stop_gradient(x)
         if self.on_host is not None:
-            return self.on_host(x)
-        # The maximum of a tensor, or over ranks, may or may not see a NaN.
+            return self.on_host(x.astype(ms.float32))
+        # The maximum of a tensor, or over ranks, may or may not see a NaN. In the dtype of x, which holds its maximum:
+        # fp32 would be a copy of twice the size.
         magnitude = ops.abs(x)
-        return ops.ReduceMax()(ops.where(magnitude < np.inf, magnitude, self.infinity)).reshape(1)
+        infinity = self.infinity.astype(x.dtype)
+        return ops.ReduceMax()(ops.where(magnitude < np.inf, magnitude, infinity)).astype(ms.float32).reshape(1)
 
 
 def scale_for(amax, scale_max):

@@ -22,13 +22,10 @@ _FLASH_STATISTICS = 64
 # Parameters of the VAE for dim 1; maps of full size, dim channels and the frames of a latent frame alive at once; and
 # what its convolutions in time read, in frames of full size and dim channels: 7 + 3 + 1.6 + 0.7 by level.
 _VAE_WEIGHTS, _VAE_MAPS, _VAE_EARLIER, _PAST_FRAMES = 13_800, 10, 12.3, 2
-# Bytes for each hidden value; fitted to one peak of MindSpore's dry run (docs/ascend.md: HiF8 native).
-_ROUNDING = 85
 # Free pieces between tensors that fit none of the others, as a share of one block's activations where blocks are
-# recomputed; fitted to the second step of training in the dry run, which has no virtual memory (docs/ascend.md).
-_FRAGMENTS = 0.25
-# Gradients alive at once in the backward pass of a block: those of q, k, v in fp32 and of the residual stream twice.
-_GRADIENTS_IN_FLIGHT = 20
+# recomputed, and of a block's work in a forward pass; fitted to the dry run, which has no virtual memory
+# (docs/ascend.md).
+_FRAGMENTS = 0.3
 
 
 @dataclass(frozen=True)
@@ -58,11 +55,13 @@ def estimate(workload: Workload, recompute: bool | None = None) -> Memory:
     if workload.ema:
         lasting["EMA"] = 4 * trained
     copies = 2 if workload.batches > 1 else 1
-    backward = {"gradients": copies * 4 * trained, **_activations(workload, recompute), **_rounded(workload),
+    backward = {"gradients": copies * 4 * trained, **_activations(workload, recompute), **_rounded(workload, parameters),
                 **_weight_copies(workload, parameters, recompute)}
     largest = max(shapes.shard_count({name: shape}, workload.parallel.parameter_shard)
                   for name, shape in parameters.items())
-    update = {"gradients": 4 * trained, "scaled gradients of a part": 4 * min(trained, CHUNK_SIZE * largest)}
+    # On Ascend one tensor at a time, scaled and then apart from its average; elsewhere a part is one graph.
+    part = 2 if workload.flash else CHUNK_SIZE
+    update = {"gradients": 4 * trained, "scaled gradients of a part": 4 * min(trained, part * largest)}
     phases = {"backward": backward, "update": update}
     watched = workload.watched
     if watched is not None and watched.vae is not None:
@@ -112,12 +111,23 @@ def _ends(workload: Workload) -> int:
     return 2 * 4 * workload.batch * values * (workload.dit.in_channels + workload.dit.out_channels)
 
 
-def _codes(workload: Workload, parameters: Shapes) -> Shapes:
-    """The weights that are held in 8 bits: those computed with in HiF8, where they are not trained."""
-    if workload.dit.quant is None or workload.trained == "all":
+def _quantised(workload: Workload, parameters: Shapes) -> Shapes:
+    """The weights of the products in HiF8."""
+    if workload.dit.quant is None:
         return {}
     blocks = tuple(f"blocks.{i}." for i in workload.dit.quantised_blocks)
     return {name: parameters[name] for name in quantised_names(parameters) if name.startswith(blocks)}
+
+
+def _codes(workload: Workload, parameters: Shapes) -> Shapes:
+    """The weights that are held in 8 bits: those computed with in HiF8, where they are not trained."""
+    return {} if workload.trained == "all" else _quantised(workload, parameters)
+
+
+def _of_first_block(weights: Shapes) -> Shapes:
+    """Those of the block that the first belongs to."""
+    block = next(iter(weights)).split(".")[1]
+    return {name: shape for name, shape in weights.items() if name.split(".")[1] == block}
 
 
 def _weights(workload: Workload, parameters: Shapes) -> int:
@@ -241,7 +251,8 @@ def _activations(workload: Workload, recompute: bool) -> dict[str, int]:
     frozen = lora is not None and not any(lora.fits(f"blocks.0.ffn.{layer}") for layer in (0, 2))
     blocks = [sum(block_activations(dit, tokens, workload.compute, workload.flash, pairs, frozen).values())
               for pairs in _pairs(workload)]
-    in_flight = batch * tokens * _GRADIENTS_IN_FLIGHT * dit.dim
+    # When everything of a block is there: those of the residual stream and on both sides of GELU.
+    in_flight = batch * tokens * (4 * dit.dim + 2 * workload.compute * dit.ffn_dim)
     inputs = batch * tokens * workload.residual * dit.dim * dit.num_layers
     # With guidance both branches of the velocity wait for the backward pass.
     times = workload.forwards if workload.trained == "lora" else 1
@@ -252,13 +263,26 @@ def _activations(workload: Workload, recompute: bool) -> dict[str, int]:
     return {"activations": int(times * batch * sum(blocks)), "gradients under way": in_flight}
 
 
-def _rounded(workload: Workload) -> dict[str, int]:
-    """Operands of the feed-forward network's products and of their gradients on their way to 8 bits: scaled in fp32, as
-    codes and transposed.
+def _rounded(workload: Workload, parameters: Shapes) -> dict[str, int]:
+    """Operands on their way to 8 bits, in fp32: the widest activation as it is and scaled, and, where weights are
+    trained, those of one block, which its backward pass reads all at once (docs/ascend.md: HiF8 native).
     """
-    if workload.dit.quant is None:
+    weights = _quantised(workload, parameters)
+    if not weights:
         return {}
-    return {"operands being rounded": _ROUNDING * workload.batch * tokens_of_device(workload) * workload.dit.ffn_dim}
+    operands = _rounded_operand(workload)
+    if workload.trained == "all":
+        operands += 4 * shapes.count(_of_first_block(weights))
+    return {"operands being rounded": operands}
+
+
+def _rounded_operand(workload: Workload) -> int:
+    """The widest activation on its way to 8 bits: in fp32 as it is and scaled; where HiF8 is emulated on the device,
+    its magnitude and what it is rounded with too.
+    """
+    quantization = workload.dit.quant_config
+    emulated = quantization is not None and quantization.backend == "emulate"
+    return (4 if emulated else 2) * 4 * workload.batch * tokens_of_device(workload) * workload.dit.ffn_dim
 
 
 def _pairs(workload: Workload) -> Iterator[float]:
@@ -280,8 +304,7 @@ def _weight_copies(workload: Workload, parameters: Shapes, recompute: bool) -> d
     if codes := _codes(workload, parameters):
         # The decoded numbers of one layer at a time, and the codes of one block where they are gathered.
         copies = {"one layer's decoded weight": c * max(shapes.count({name: codes[name]}) for name in codes)}
-        block = {name: shape for name, shape in codes.items() if name.split(".")[1] == next(iter(codes)).split(".")[1]}
-        return copies | ({"gathered codes": shapes.count(block)} if sharded else {})
+        return copies | ({"gathered codes": shapes.count(_of_first_block(codes))} if sharded else {})
     if not sharded and workload.stored == c:
         return {}
     name = "gathered weights" if sharded else "weights in the compute dtype"
@@ -296,8 +319,13 @@ def _weight_copies(workload: Workload, parameters: Shapes, recompute: bool) -> d
 
 
 def _forward_work(workload: Workload) -> int:
-    """Tensors of one block alive at once without a backward pass: about those of the self-attention, see above."""
+    """Tensors of one block alive at once without a backward pass, in its self-attention or in its feed-forward network,
+    see above, and the free pieces between them.
+    """
     dit, c = workload.dit, workload.compute
-    attention = workload.residual + 4 + 4 + c + 3 * c + 3 * 4 + c
-    feed_forward = workload.residual + 4 + c + 2 * c * dit.ffn_dim / dit.dim
-    return int(workload.batch * tokens_of_device(workload) * dit.dim * max(attention, feed_forward))
+    values = workload.batch * tokens_of_device(workload)
+    attention = values * dit.dim * (workload.residual + 4 + 4 + c + 3 * c + 3 * 4 + c)
+    feed_forward = values * (dit.dim * (workload.residual + 4 + c) + 2 * c * dit.ffn_dim)
+    if dit.quant is not None:
+        feed_forward += _rounded_operand(workload)
+    return int(max(attention, (1 + _FRAGMENTS) * feed_forward))

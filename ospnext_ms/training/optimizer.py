@@ -58,6 +58,8 @@ def make_optimizer(parameters, *, betas, eps, weight_decay):
 class FusedAdamW(nn.Cell):
     """Updates what one of mindformers' AdamW holds, to the same numbers, by one operator a parameter; uncompiled.
 
+    Inputs: gradients; scale fp32 [], which each is multiplied by in its turn, so that there is one product at a time.
+
     Args:
         chunk: mindformers' AdamW, whose parameters, moments, step and learning rate these are. betas, eps,
             weight_decay: as of make_optimizer.
@@ -70,12 +72,12 @@ class FusedAdamW(nn.Cell):
         self.betas, self.eps = tuple(betas), eps
         self.decays = tuple(weight_decay if is_decayed(parameter.name) else 0.0 for parameter in chunk.parameters)
 
-    def construct(self, gradients):
+    def construct(self, gradients, scale):
         ops.assign(self.global_step, self.global_step + 1)
         step, rate = self.global_step.astype(ms.float32), float(self.learning_rate.asnumpy())
         for values in zip(self.parameters, self.exp_avg, self.exp_avg_sq, gradients, self.decays, strict=True):
-            *tensors, decay = values
-            adamw_update(*tensors, step, rate, self.betas, self.eps, decay)
+            *held, gradient, decay = values
+            adamw_update(*held, gradient * scale, step, rate, self.betas, self.eps, decay)
         return step
 
 

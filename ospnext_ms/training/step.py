@@ -51,6 +51,13 @@ class _Update(nn.Cell):
         return self.average(ops.depend(ema_share, done))
 
 
+class _FusedUpdate(_Update):
+    """The same with a FusedAdamW, which scales the gradients itself."""
+
+    def construct(self, gradients, scale, ema_share):
+        return self.average(ops.depend(ema_share, self.optimizer(gradients, scale)))
+
+
 def _as_it_is(cell):
     return cell
 
@@ -110,7 +117,8 @@ class TrainStep:
         self._accumulate_chunk = compile_chunk(_Accumulate())
         self._squared_norms_of_chunk = compile_chunk(_SquaredNorms())
         pairs = zip(optimizer.chunks, ema.chunks, strict=True)
-        self._update_chunks = [compile_chunk(_Update(*pair)) for pair in pairs]
+        make_update = _FusedUpdate if on_ascend() else _Update
+        self._update_chunks = [compile_chunk(make_update(*pair)) for pair in pairs]
         self._gather = AllGather(mesh.world_group)
         self._reduce = None
         if mesh.size > 1:

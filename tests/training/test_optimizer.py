@@ -33,7 +33,10 @@ def test_the_optimiser_is_adamw_with_bias_correction(fused, monkeypatch):
         set_learning_rate(optimizer, rate)
         gradients = [rng.standard_normal((3, 2)).astype(np.float32) for _ in optimizer.parameters]
         for chunk, values in zip(optimizer.chunks, in_chunks(map(Tensor, gradients)), strict=True):
-            chunk(values)
+            if fused:
+                chunk([value / 4 for value in values], Tensor(4.0))
+            else:
+                chunk(values)
         for parameter, gradient in zip(optimizer.parameters, gradients, strict=True):
             name = parameter.name
             m = moments[name][0] = 0.9 * moments[name][0] + 0.1 * gradient
