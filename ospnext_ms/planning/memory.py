@@ -264,25 +264,23 @@ def _activations(workload: Workload, recompute: bool) -> dict[str, int]:
 
 
 def _rounded(workload: Workload, parameters: Shapes) -> dict[str, int]:
-    """Operands on their way to 8 bits, in fp32: the widest activation as it is and scaled, and, where weights are
-    trained, those of one block, which its backward pass reads all at once (docs/ascend.md: HiF8 native).
+    """Operands of products on their way to 8 bits, in fp32, which the backward pass of a block reads all at once: by
+    the device, the weights that are trained, and the widest activation as it is and scaled; emulated, all operands of a
+    block, scaled and with what rounds them (docs/ascend.md: HiF8).
     """
-    weights = _quantised(workload, parameters)
-    if not weights:
+    quantised = _quantised(workload, parameters)
+    if not quantised:
         return {}
-    operands = _rounded_operand(workload)
-    if workload.trained == "all":
-        operands += 4 * shapes.count(_of_first_block(weights))
-    return {"operands being rounded": operands}
+    dit, tokens = workload.dit, workload.batch * tokens_of_device(workload)
+    weights = shapes.count(_of_first_block(quantised)) if workload.trained == "all" else 0
+    if _is_emulated(workload):
+        return {"operands being rounded": 2 * 4 * (weights + tokens * (6 * dit.dim + dit.ffn_dim))}
+    return {"operands being rounded": 4 * weights + 2 * 4 * tokens * dit.ffn_dim}
 
 
-def _rounded_operand(workload: Workload) -> int:
-    """The widest activation on its way to 8 bits: in fp32 as it is and scaled; where HiF8 is emulated on the device,
-    its magnitude and what it is rounded with too.
-    """
+def _is_emulated(workload: Workload) -> bool:
     quantization = workload.dit.quant_config
-    emulated = quantization is not None and quantization.backend == "emulate"
-    return (4 if emulated else 2) * 4 * workload.batch * tokens_of_device(workload) * workload.dit.ffn_dim
+    return quantization is not None and quantization.backend == "emulate"
 
 
 def _pairs(workload: Workload) -> Iterator[float]:
@@ -327,5 +325,6 @@ def _forward_work(workload: Workload) -> int:
     attention = values * dit.dim * (workload.residual + 4 + 4 + c + 3 * c + 3 * 4 + c)
     feed_forward = values * (dit.dim * (workload.residual + 4 + c) + 2 * c * dit.ffn_dim)
     if dit.quant is not None:
-        feed_forward += _rounded_operand(workload)
+        # The widest activation in fp32 as it is and scaled; emulated, its magnitude and what rounds it too.
+        feed_forward += (4 if _is_emulated(workload) else 2) * 4 * values * dit.ffn_dim
     return int(max(attention, (1 + _FRAGMENTS) * feed_forward))
