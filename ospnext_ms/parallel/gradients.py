@@ -36,22 +36,21 @@ class GradientReducer:
         self._buckets += [(AllReduceSum(mesh.replica_group), bucket) for bucket in _buckets(parameters, shards)]
 
     def __call__(self, gradients):
-        """One gradient a parameter, in their order -> a tuple of the same.
+        """Changes a list, one gradient a parameter in their order, into one of the same shapes: each is let go when its
+        sum is there, for all of both would be twice the memory.
 
-        Equal on all ranks, or for sharded weights on all that hold the same shard.
+        The sums are equal on all ranks, or for sharded weights on all that hold the same shard.
         """
-        reduced = list(gradients)
         for all_reduce, bucket in self._buckets:
+            shapes = [gradients[i].shape for i in bucket]
             if all_reduce.size == 1:
                 sums = [gradients[i] for i in bucket]
             else:
                 flat = all_reduce(ops.cat([gradients[i].reshape(-1) for i in bucket], 0), "gradients")
-                sums = split(flat, [gradients[i].size for i in bucket], 0)
-            for i, total in zip(bucket, sums, strict=True):
-                reduced[i] = total.reshape(gradients[i].shape)
-                if self._scale != 1:
-                    reduced[i] = reduced[i] * self._scale
-        return tuple(reduced)
+                sums = split(flat, list(map(math.prod, shapes)), 0)
+            for i, shape, total in zip(bucket, shapes, sums, strict=True):
+                total = total.reshape(shape)
+                gradients[i] = total if self._scale == 1 else total * self._scale
 
 
 def _buckets(parameters, indices):

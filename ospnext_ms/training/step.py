@@ -4,7 +4,6 @@ Between the stages stands the host, which looks at loss and norm before anything
 parameter alike is done for some parameters at a time (see chunks.py), compiled but on Ascend.
 """
 
-import itertools
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -14,7 +13,7 @@ from mindspore import Tensor, nn, ops
 from ospnext_ms.kernels.collectives import AllGather
 from ospnext_ms.kernels.device import on_ascend
 from ospnext_ms.parallel.gradients import GradientReducer
-from ospnext_ms.training.chunks import in_chunks
+from ospnext_ms.training.chunks import CHUNK_SIZE, in_chunks
 
 
 class _Accumulate(nn.Cell):
@@ -136,14 +135,19 @@ class TrainStep:
             loss, *auxiliaries = outputs if isinstance(outputs, tuple) else (outputs,)
             losses.append(loss)
             others.append(auxiliaries)
-            total = values if total is None else self._accumulate(total, values)
+            if total is None:
+                total = list(values)
+            else:
+                self._accumulate(total, values)
+            # Held any longer it would lie beside the next batch's, and beside the sums over the processes.
+            del values
         loss = np.mean([float(loss) for loss in losses])
         squares = self._squared_norms(total).astype(np.float64)
         # A sharded weight's gradient is a sum over processes already, so it cannot tell where a NaN came from.
         is_finite = np.isfinite(loss) and np.isfinite(squares[self._is_whole]).all()
         end("gradients")
         if self._reduce is not None:
-            total = self._reduce(total)
+            self._reduce(total)
             squares = self.sharded.total_squares(self.optimizer.parameters, self._squared_norms(total))
             end("reduction")
         verdicts = self._gather(Tensor(np.array([[loss, not is_finite, asked]], np.float32)), "verdicts").asnumpy()
@@ -155,7 +159,7 @@ class TrainStep:
         norm = float(np.sqrt(squares.sum()) * scale) if not len(bad_ranks) else float("nan")
         loss = float(loss) if len(verdicts) == 1 else float(verdicts[:, 0].astype(np.float64).mean())
         others = tuple(np.stack([value.asnumpy() for value in values]) for values in zip(*others, strict=True))
-        return Gradients(loss, norm, tuple(map(int, bad_ranks)), total, scale, others, asked)
+        return Gradients(loss, norm, tuple(map(int, bad_ranks)), tuple(total), scale, others, asked)
 
     def update(self, gradients, factor, step):
         """Changes weights, moments and averages: the gradient multiplied by `factor`; `step` counted from 0."""
@@ -169,8 +173,10 @@ class TrainStep:
             chunk.asnumpy()
 
     def _accumulate(self, sums, gradients):
-        pairs = zip(_mutable_chunks(sums), _mutable_chunks(gradients), strict=True)
-        return tuple(itertools.chain.from_iterable(self._accumulate_chunk(*pair) for pair in pairs))
+        """Adds gradients to a list of sums, in its place: all of the old ones and of the new would be twice as much."""
+        for start in range(0, len(sums), CHUNK_SIZE):
+            part = slice(start, start + CHUNK_SIZE)
+            sums[part] = self._accumulate_chunk(*(ms.mutable(tuple(values[part])) for values in (sums, gradients)))
 
     def _squared_norms(self, tensors):
         """Sum of squares of each tensor: NumPy fp32 [number of tensors]."""

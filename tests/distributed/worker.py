@@ -90,7 +90,8 @@ def run(folder, case):
     out, gradients = forward_and_gradients(net, arguments, case.compiled)
     out = out.asnumpy().copy()
     traffic = {"bytes": dict(mesh.traffic.bytes), "calls": dict(mesh.traffic.calls)}
-    gradients = GradientReducer(parameters, mesh, sharded)(gradients)
+    gradients = list(gradients)
+    GradientReducer(parameters, mesh, sharded)(gradients)
     with np.load(expected_file(folder, case.grid, case.batch)) as archive:
         expected = dict(archive)
     expected_out = expected.pop("out")
