@@ -55,8 +55,8 @@ def estimate(workload: Workload, recompute: bool | None = None) -> Memory:
     if workload.ema:
         lasting["EMA"] = 4 * trained
     copies = 2 if workload.batches > 1 else 1
-    backward = {"gradients": copies * 4 * trained, **_activations(workload, recompute), **_rounded(workload, parameters),
-                **_weight_copies(workload, parameters, recompute)}
+    backward = {"gradients": copies * 4 * trained, **_activations(workload, recompute),
+                **_rounded(workload, parameters), **_weight_copies(workload, parameters, recompute)}
     largest = max(shapes.shard_count({name: shape}, workload.parallel.parameter_shard)
                   for name, shape in parameters.items())
     # On Ascend one tensor at a time, scaled and then apart from its average; elsewhere a part is one graph.

@@ -77,7 +77,8 @@ def update_many(make):
     mesh, ema = Mesh.single(), Ema(optimizer.parameters, 0.75)
     step = TrainStep(nn.Cell(), optimizer, ema, Runtime("CPU", ms.float32, True), mesh,
                      ShardedWeights(nn.Cell(), mesh))
-    total = step._accumulate(*(tuple(map(Tensor, rows)) for rows in values[1:]))
+    total, others = (list(map(Tensor, rows)) for rows in values[1:])
+    step._accumulate(total, others)
     gradient = values[1] + values[2]
     np.testing.assert_array_equal([tensor.asnumpy() for tensor in total], gradient)
     np.testing.assert_allclose(step._squared_norms(total), (gradient**2).sum(1), rtol=1e-6)
