@@ -2,7 +2,7 @@
 
 # 6,480 tokens, of which the activations are larger than the weights of a small network.
 GRADIENT = {"grid": (9, 36, 20)}
-NATIVE_BLOCK = {"quant": "hif8", "native": True, "num_layers": 1, "num_full_blocks": 0}
+NATIVE_BLOCK = {**GRADIENT, "quant": "hif8", "native": True, "num_layers": 1, "num_full_blocks": 0}
 
 
 def check_compiled(report):
@@ -30,6 +30,9 @@ def check_recomputed_gradient(report):
 
 
 def check_native_gradient(report):
-    """Case gradient with NATIVE_BLOCK."""
+    """Case gradient with NATIVE_BLOCK. Planned: 762 MB when this was written, 860 where the infinities that the largest
+    number is looked for with are a constant of an operand's size.
+    """
     check_compiled(report)
+    assert report.used_mb < 810, f"{report.used_mb} MB of memory: something of an operand's size is kept"
     assert report.operators["aclnn"]["GroupedMatmulV4"] >= 3 * 10

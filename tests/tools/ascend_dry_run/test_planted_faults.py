@@ -47,6 +47,12 @@ def test_a_native_product_by_quant_matmul_with_keywords_does_not_compile():
         check_native_gradient(report)
 
 
+def test_infinities_that_become_a_constant_are_noticed():
+    report = planted("infinities", "gradient", NATIVE_BLOCK)
+    with pytest.raises(AssertionError, match="is kept"):
+        check_native_gradient(report)
+
+
 def test_an_exchange_that_one_rank_alone_makes_is_noticed():
     options = {"degrees": (2, 1, 2), "num_layers": 2, "num_full_blocks": 0}
     reports = {0: run_case("gradient", options, rank=0, size=2),
