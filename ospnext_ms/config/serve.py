@@ -23,7 +23,7 @@ class ServeSection:
     Any `address` but the loopback's needs a `token`, which every request has to bring. `queue` jobs wait at most.
     `sizes` are the [width, height] that may be asked for beside the configuration's own: each is compiled once.
     `max_frames` (null: those of `video`), `max_steps`, `prompt_characters` and `body_bytes` bound a request; `keep`
-    finished jobs stay on disk, the oldest go first.
+    finished jobs stay on disk, those that finished first go first.
     """
 
     address: str = "127.0.0.1"

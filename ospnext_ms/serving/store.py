@@ -42,7 +42,7 @@ class JobStore:
     server goes on nevertheless: the next one finds the job as it was before.
 
     Args:
-        folder: where the jobs' folders are. keep: finished jobs that stay; the oldest beyond are removed.
+        folder: where the jobs' folders are. keep: finished jobs that stay; of more, those that finished first are removed.
     """
 
     def __init__(self, folder: Path, keep: int):
@@ -89,11 +89,12 @@ class JobStore:
         return StoredJob(**{**asdict(job), **values})
 
     def put(self, job: StoredJob) -> StoredJob:
-        """Writes a job; removes the oldest finished ones beyond those that are kept."""
+        """Writes a job; removes what finished first beyond those that are kept."""
         with atomic_path(self.folder / job.id / "job.json") as path:
             path.write_text(json.dumps(asdict(job), indent=1) + "\n", encoding="utf-8")
         self.jobs[job.id] = job
-        finished = [other for other in self.jobs.values() if other.state in FINISHED]
+        finished = sorted((other for other in self.jobs.values() if other.state in FINISHED),
+                          key=lambda other: other.completed_at or 0)
         for other in finished[: max(len(finished) - self._keep, 0)]:
             self.remove(other.id)
         return job

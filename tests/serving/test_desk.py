@@ -79,6 +79,17 @@ def test_the_oldest_finished_ones_go(desk, tmp_path):
     assert {path.name for path in (tmp_path / "jobs").iterdir()} == set(ids[-3:])
 
 
+def test_a_video_that_took_long_outlasts_what_was_cancelled_meanwhile(tmp_path):
+    desk = Desk(JobStore(tmp_path, keep=1), length=9)
+    made, cancelled = desk.submit(SETTINGS).job.id, desk.submit(SETTINGS).job.id
+    desk.take(0)
+    desk.cancel(cancelled)
+    desk.path(made).write_bytes(b"mp4")
+    desk.finish(made)
+    assert [view.job.id for view in desk.views()] == [made]
+    assert desk.video(made).read_bytes() == b"mp4"
+
+
 def test_a_signal_leaves_the_job_to_the_next_server(desk, tmp_path):
     id = desk.submit(SETTINGS).job.id
     desk.put_back(desk.take(0).id)
