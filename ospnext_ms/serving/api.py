@@ -41,25 +41,7 @@ def routes(desk, config) -> list[Route]:
             return _error(507, str(error), "cannot_keep")
 
     async def listed(request):
-        query = request.query_params
-        try:
-            limit = int(query.get("limit", 20))
-            if not 1 <= limit <= MOST_LISTED or query.get("order", "desc") not in ("asc", "desc"):
-                raise ValueError
-        except ValueError:
-            return _error(400, f"limit must be from 1 to {MOST_LISTED}, order asc or desc", "invalid_value")
-        views = desk.views()
-        if query.get("order", "desc") == "desc":
-            views.reverse()
-        after = query.get("after")
-        if after:
-            place = next((i for i, view in enumerate(views) if view.job.id == after), None)
-            if place is None:
-                return _missing(after)
-            views = views[place + 1 :]
-        data = [_told(view) for view in views[:limit]]
-        return JSONResponse({"object": "list", "data": data, "has_more": len(views) > limit,
-                             "first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None})
+        return _listed(desk.views(), request.query_params)
 
     async def retrieve(request):
         view = desk.view(request.path_params["id"])
@@ -149,6 +131,27 @@ def _told(view) -> dict:
     elif job.state == "cancelled":
         told["error"] = {"code": "cancelled", "message": "cancelled"}
     return told
+
+
+def _listed(views, query):
+    """The answer that lists jobs as ?limit, ?after and ?order say. `views`: of all jobs, the newest last."""
+    try:
+        limit = int(query.get("limit", 20))
+        if not 1 <= limit <= MOST_LISTED or query.get("order", "desc") not in ("asc", "desc"):
+            raise ValueError
+    except ValueError:
+        return _error(400, f"limit must be from 1 to {MOST_LISTED}, order asc or desc", "invalid_value")
+    if query.get("order", "desc") == "desc":
+        views = views[::-1]
+    after = query.get("after")
+    if after:
+        place = next((i for i, view in enumerate(views) if view.job.id == after), None)
+        if place is None:
+            return _missing(after)
+        views = views[place + 1 :]
+    data = [_told(view) for view in views[:limit]]
+    return JSONResponse({"object": "list", "data": data, "has_more": len(views) > limit,
+                         "first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None})
 
 
 def _missing(id):

@@ -42,7 +42,8 @@ class JobStore:
     server goes on nevertheless: the next one finds the job as it was before.
 
     Args:
-        folder: where the jobs' folders are. keep: finished jobs that stay; of more, those that finished first are removed.
+        folder: where the jobs' folders are. keep: finished jobs that stay; of more those that finished first are
+            removed.
     """
 
     def __init__(self, folder: Path, keep: int):

@@ -22,11 +22,11 @@ from ospnext_ms.storage.peft_format import (
     rank_of,
     scaling_of,
 )
-from ospnext_ms.storage.safetensors_io import find_weights_file, read_header
-from tools.conversion import float8, torch_file
+from ospnext_ms.storage.safetensors_io import read_header
+from tools.conversion import float8
 from tools.conversion.lora_names import recognise
 from tools.conversion.quantised import numbers
-from tools.conversion.source import read_file
+from tools.conversion.source import find_weights, read_file
 from tools.conversion.state_dicts import choose
 
 # Files of an adapter's folder, by what writes them: PEFT, an older PEFT or OSP-Next's authors, diffusers.
@@ -85,15 +85,7 @@ def open_adapter(source, alpha=None, key=None):
 def _find(source):
     if not source.exists():
         raise FileNotFoundError(f"no adapter at {source}")
-    if source.is_file():
-        return source
-    for name in _FILES:
-        if (source / name).is_file():
-            return source / name
-    try:
-        return find_weights_file(source)
-    except FileNotFoundError:
-        return find_weights_file(source, torch_file.SUFFIXES)
+    return source if source.is_file() else find_weights(source, _FILES)
 
 
 def _parts(path, tensors, left_out):

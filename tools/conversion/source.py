@@ -63,7 +63,7 @@ def open_source(kind: str, path: Path, key: str | None = None) -> Source:
         return Source(path, read_group(path), None, {})
     if path.is_dir():
         path = _folder_of_network(kind, path)
-    weights = _find_weights(kind, path) if path.is_dir() else path
+    weights = find_weights(path, _WAN_FILES[kind]) if path.is_dir() else path
     config = weights.parent / "config.json"
     found, others = _read_tensors(weights)
     try:
@@ -104,8 +104,12 @@ def _refuse_two_transformers(folder):
                              "not supported: Wan2.1 and OSP-Next have one. To convert one of the two give its folder")
 
 
-def _find_weights(kind, folder):
-    for name in _WAN_FILES[kind]:
+def find_weights(folder, names):
+    """The first file of these names in a folder or, without one, find_weights_file's, of safetensors before PyTorch's.
+
+    Raises as find_weights_file.
+    """
+    for name in names:
         if (folder / name).is_file():
             return folder / name
     try:
