@@ -7,11 +7,11 @@ import numpy as np
 
 from ospnext_ms.data.pictures import contact_sheet, write_png
 from ospnext_ms.data.video import write_mp4
+from ospnext_ms.generation.overviews import SHEET_COLUMNS
 from ospnext_ms.post_training.shares import share
 from ospnext_ms.storage.files import atomic_path
 
 _NOISE_STREAM = 0xE7A1
-SHEET_COLUMNS = 8
 
 
 class Evaluation:
@@ -31,9 +31,6 @@ class Evaluation:
         self.sample, self.judge, self.decoder = sample, judge, decoder
         self.folder = Path(config.output_dir) / "evaluation"
         count, data_size = config.evaluation.count, mesh.data_size
-        if count % data_size:
-            raise ValueError(f"evaluation.count is {count}; it must be a multiple of the {data_size} data-parallel "
-                             "groups")
         self.prompts = [prompts[i % len(prompts)] for i in range(count)]
         self.mine = list(share(count, mesh.data_rank, data_size))
 

@@ -29,8 +29,14 @@ def check_shares(prompts, group_size, data_size):
                      f"groups of processes; valid numbers of prompts: {', '.join(map(str, valid))} ...")
 
 
+def check_evaluation(count, data_size):
+    """ValueError unless the videos of an evaluation can be shared equally."""
+    if count % data_size:
+        raise ValueError(f"evaluation.count is {count}; it must be a multiple of the {data_size} data-parallel groups")
+
+
 def share(count, data_rank, data_size):
-    """The consecutive part of range(count) that is this rank's; `count` must be divisible."""
+    """The consecutive part of range(count) that is this rank's; ValueError where `count` is not divisible."""
     if count % data_size:
         raise ValueError(f"{count} cannot be shared equally by {data_size}")
     size = count // data_size

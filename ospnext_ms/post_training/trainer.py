@@ -26,7 +26,7 @@ from ospnext_ms.post_training.policy_network import Policy
 from ospnext_ms.post_training.rewards.combined import CombinedReward
 from ospnext_ms.post_training.rollout import Rollout, group_noise, step_noise
 from ospnext_ms.post_training.schedule import rollout_schedule
-from ospnext_ms.post_training.shares import check_shares, prompts_of_iteration, share
+from ospnext_ms.post_training.shares import check_evaluation, check_shares, prompts_of_iteration, share
 from ospnext_ms.post_training.update import (
     Experience,
     levels_of,
@@ -68,6 +68,7 @@ class PolicyTrainer:
         self.prompts = read_prompts(config.prompt_file)
         held_out = read_prompts(config.evaluation.prompt_file)
         check_shares(config.rollout.prompts, config.rollout.group_size, mesh.data_size)
+        check_evaluation(config.evaluation.count, mesh.data_size)
         self.identity = self._identity()
         self.store, resumed = open_run(config, runtime, self.identity, POST_TRAIN_MAY_CHANGE, mesh,
                                        beside=_read_once(config, held_out))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ospnext_ms.post_training.shares import check_shares, prompts_of_iteration, share
+from ospnext_ms.post_training.shares import check_evaluation, check_shares, prompts_of_iteration, share
 
 
 def test_every_epoch_has_every_prompt_once():
@@ -22,3 +22,9 @@ def test_videos_that_can_be_shared(prompts, size, data):
 def test_videos_that_cannot_be_shared():
     with pytest.raises(ValueError, match=r"rollout.prompts is 3.*valid numbers of prompts: 1, 2, 4"):
         check_shares(3, 8, 4)
+
+
+def test_an_evaluation_is_shared_equally():
+    check_evaluation(4, 2)
+    with pytest.raises(ValueError, match="evaluation.count is 3; it must be a multiple of the 2 data-parallel groups"):
+        check_evaluation(3, 2)
