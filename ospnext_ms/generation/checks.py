@@ -40,10 +40,10 @@ def check_adapters(config):
             raise type(error)(f"{'adapter' if config.adapter else f'adapters[{i}]'}: {error}") from error
 
 
-def check_output_folder(folder):
-    """ValueError where a folder cannot be written to, or is no folder."""
+def check_output_folder(folder, name="output_dir"):
+    """ValueError where a folder cannot be written to, or is no folder; `name`: of what names it."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise ValueError(f"output_dir is {folder}, but {existing} is a file")
+        raise ValueError(f"{name} is {folder}, but {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"output_dir is {folder}, but {existing} cannot be written to")
+        raise ValueError(f"{name} is {folder}, but {existing} cannot be written to")

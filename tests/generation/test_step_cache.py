@@ -53,6 +53,14 @@ def test_cached_videos(change, tmp_path, capsys):
                           cached) < 1e-5
 
 
+def test_a_calibration_that_cannot_be_written_is_refused_before_a_run(change, tmp_path):
+    with pytest.raises(ValueError, match=r"--output is .*, a folder; give a file, for example .*calibration.json"):
+        calibrate(change(), tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="the folder of --output is .*file, but .*file is a file"):
+        calibrate(change(), tmp_path / "file" / "calibration.json")
+
+
 def test_what_was_calibrated_otherwise_is_refused_before_a_run(change, tmp_path):
     path = tmp_path / "calibration.json"
     write_calibration(path, calibration_of(change(), [1.0, 0.9, 0.99, 0.99, 0.95, 0.9]))
