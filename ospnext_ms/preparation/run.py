@@ -1,9 +1,9 @@
 """The run behind `prepare-data`."""
 
-import os
 from pathlib import Path
 
 from ospnext_ms.data import cache
+from ospnext_ms.parallel.degrees import world_size
 from ospnext_ms.preparation.prepare import prepare
 from ospnext_ms.preparation.report import summary
 
@@ -14,7 +14,7 @@ def prepare_data(config, part=(0, 1)):
     Raises:
         As prepare does; ValueError too where msrun started several processes.
     """
-    if int(os.environ.get("MS_WORKER_NUM", "1")) > 1:
+    if world_size() > 1:
         raise ValueError("prepare-data does not run under msrun; start N processes with --part 1/N to N/N instead")
     report = prepare(config, part)
     if report is None:
