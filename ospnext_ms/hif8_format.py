@@ -174,7 +174,7 @@ def stochastic_magnitude(magnitude: np.ndarray, noise: np.ndarray) -> np.ndarray
 
 
 def as_float32(x: np.ndarray) -> np.ndarray:
-    """A float array as contiguous fp32 with the same HiF8 roundings."""
+    """A float array as contiguous fp32 with the same HiF8 roundings; ValueError for what is not floats."""
     x = np.asarray(x)
     if x.dtype.kind != "f":
         raise ValueError(f"HiF8 encodes floating-point numbers, not {x.dtype}")

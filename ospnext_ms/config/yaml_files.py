@@ -176,7 +176,8 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def set_value(values: dict, origins: dict[str, Path], key: str, value: Any) -> None:
-    """Sets "a.b.c" in what read_values returned; sections on the way that are missing are made."""
+    """Sets "a.b.c" in what read_values returned; sections on the way that are missing are made, and ConfigError names
+    one that is something else."""
     *sections, last = key.split(".")
     for i, name in enumerate(sections):
         if values.get(name) is None:

@@ -204,7 +204,7 @@ class Cache:
         return path
 
     def latent(self, sample: Sample) -> np.ndarray:
-        """Latent of a sample, fp32 [16, T, h, w]."""
+        """Latent of a sample, fp32 [16, T, h, w]; ValueError where its shard is not as the index promises."""
         tensors, _, _ = self._clips(sample.shard)
         if sample.name not in tensors:
             raise ValueError(f"{self.folder / clips_shard(sample.shard)} does not hold the sample {sample.name} that "
@@ -217,7 +217,7 @@ class Cache:
         return next(record for record in samples if record["name"] == sample.name)
 
     def text(self, sample: Sample, choice: int) -> tuple[np.ndarray, str]:
-        """(embedding fp32 [length, text_dim], caption) of text number `choice` of a sample."""
+        """(embedding fp32 [length, text_dim], caption) of text number `choice` of a sample; raises as `latent`."""
         embeddings, captions = self._texts(sample.shard)
         number, path = sample.texts[choice], self.folder / text_shard(sample.shard)
         if number >= len(captions):
@@ -225,7 +225,7 @@ class Cache:
         return self._embedding(embeddings[number], path), captions[number]
 
     def empty_text(self) -> np.ndarray:
-        """Embedding of the empty text, fp32 [length, text_dim]."""
+        """Embedding of the empty text, fp32 [length, text_dim]; raises as `latent`."""
         path = self._indexed(EMPTY_TEXT)
         embeddings, _ = read_texts(path)
         if len(embeddings) != 1:

@@ -45,7 +45,7 @@ class EpochOrder:
         return sum(epoch * size // self.global_batch for size in self.bucket_sizes)
 
     def locate(self, step: int) -> tuple[int, int]:
-        """(epoch, step inside it) of a global step."""
+        """(epoch, step inside it) of a global step; ValueError where that is below 0."""
         if step < 0:
             raise ValueError(f"step is {step}; it must be at least 0")
         epoch = step * self.global_batch // sum(self.bucket_sizes)

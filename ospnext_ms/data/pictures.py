@@ -47,6 +47,7 @@ def contact_sheet(videos: Sequence[Sequence[np.ndarray]], captions: Sequence[str
 
     `headings` stand above the columns of the first row.
     Captions are cut to the sheet's width; OpenCV's font has ASCII only, other characters become question marks.
+    ValueError without videos, or with another number of captions.
     """
     if not videos or len(videos) != len(captions):
         raise ValueError(f"{len(videos)} videos and {len(captions)} captions; expected as many, and at least one")

@@ -112,6 +112,9 @@ def write_grid(path: str | os.PathLike, videos: Sequence, fps: float, crf: int) 
         videos: paths of video files; they are decoded together, one frame of each at a time. Cells are as large as
             the largest (scaled down to GRID_CELL_WIDTH), smaller videos stand in the middle of theirs, and a video
             that ends first keeps its last frame.
+
+    Raises:
+        ValueError: no videos; otherwise as iterate_video and write_mp4.
     """
     if not videos:
         raise ValueError("no videos to put in a grid")

@@ -33,7 +33,7 @@ class WanVAE(nn.Cell):
     """The autoencoder. Parameter names and shapes are those of the PyTorch checkpoint.
 
     Args:
-        config: widths; z_dim must be 16, for which the latent statistics are known.
+        config: widths; z_dim must be 16, for which the latent statistics are known (ValueError otherwise).
         dtype: of convolutions and their weights (norms, latents and video are fp32). CPU: fp32 only.
         compile_chunks: run the chunk functions through ms.jit, two graphs each (first chunk, later chunks) for every
             frame size. On CPU a graph compiles in about 7 s and decoding then takes half to a third of the time, so it

@@ -63,7 +63,8 @@ class PolicyLoss(nn.Cell):
         loss = mean(weight * max(-A * ratio, -A * clip(ratio, 1 - c, 1 + c))) + kl_weight * mean(weight * KL)
 
     Args:
-        step_log_prob: StepLogProb. clip: c. kl_weight: 0 leaves KL out of the loss. with_kl: compute KL (else 0).
+        step_log_prob: StepLogProb. clip: c. kl_weight: 0 leaves KL out of the loss. with_kl: compute KL (else 0,
+            and ValueError where the loss wants it).
 
     Inputs: those of StepLogProb; old_log_prob, advantage, weight [B]; reference_mean as x (ignored without KL);
     is_fresh [], 1 while nothing has changed since the old log-probabilities were taken: then this very pass takes them,

@@ -41,7 +41,8 @@ def rollout_schedule(num_steps, shift, start, size, noise, eta, rest_steps=None)
 
 
 def rest_sigmas(sigma, shift, num_steps):
-    """`num_steps` steps from `sigma` to 0, evenly spread before the shift: float64 [num_steps + 1]."""
+    """`num_steps` steps from `sigma` to 0, evenly spread before the shift: float64 [num_steps + 1]; ValueError
+    without a step."""
     if num_steps < 1:
         raise ValueError(f"rest_steps is {num_steps}; it must be at least 1")
     unshifted = sigma / (shift - (shift - 1) * sigma)

@@ -139,6 +139,7 @@ def _raise_with_path(error: BaseException, path: str | os.PathLike, temporary: P
 
 
 def sync(path: Path) -> None:
+    """Returns when a file, or the names in a folder, have reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

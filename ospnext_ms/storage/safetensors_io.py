@@ -94,7 +94,11 @@ class StoredTensor:
                 yield chunk
 
     def numpy(self) -> np.ndarray:
-        """The tensor as an array of its own dtype; BF16 as float32, exactly (its bits are float32's upper half)."""
+        """The tensor as an array of its own dtype; BF16 as float32, exactly (its bits are float32's upper half).
+
+        Raises:
+            ValueError: NumPy has no such dtype. EOFError: the file has shrunk.
+        """
         if self.dtype == "BF16":
             array = np.empty(math.prod(self.shape), np.uint32)
             self._read_into(array, "<u2")
@@ -117,7 +121,7 @@ class StoredTensor:
 
 
 class ArrayTensor:
-    """A NumPy array as something to write."""
+    """A NumPy array as something to write; ValueError for a dtype that safetensors has not."""
 
     def __init__(self, array: np.ndarray):
         if array.dtype not in _DTYPE_OF_NUMPY:
@@ -241,7 +245,8 @@ def find_weights_file(folder: Path, suffixes: tuple[str, ...] = (".safetensors",
 
 
 def plan_shards(tensors: Mapping[str, TensorSource], max_shard_bytes: float = MAX_SHARD_BYTES) -> list[list[str]]:
-    """Cuts the names, in order, into shards of at most `max_shard_bytes`; a larger tensor has a shard to itself."""
+    """Cuts the names, in order, into shards of at most `max_shard_bytes` (from 1; ValueError below); a larger tensor
+    has a shard to itself."""
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1")
     shards, size = [[]], 0

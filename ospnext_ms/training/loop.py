@@ -146,7 +146,12 @@ class Trainer:
         self.store.save(done, state.copy_to_host(), values, self.adapters and self.adapters.copy())
 
     def train_step(self, inputs):
-        """One step, without the time it took; the figures of it."""
+        """One step, without the time it took; {name: number} of its figures.
+
+        Raises:
+            FloatingPointError: loss or gradient is not finite, on all processes, before anything is changed; names
+                step, ranks and samples.
+        """
         step = self.steps_done
         gradients = self.learner.gradients(inputs, self.interruption.asked, self.profile.end)
         self._asked = gradients.asked

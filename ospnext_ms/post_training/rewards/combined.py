@@ -45,7 +45,8 @@ class CombinedReward:
         ]
 
     def start(self):
-        """Starts all processes, so that a reward that cannot be made is known before the first video is."""
+        """Starts all processes, so that a reward that cannot be made is known before the first video is: RewardError,
+        which names it."""
         for section, process in zip(self.sections, self._processes, strict=True):
             try:
                 process.start()

@@ -21,6 +21,10 @@ class VideoAlign:
     Args:
         checkpoint: folder with model_config.json and the weights. code: folder of the repository, with inference.py.
         weights: of VQ, MQ and TA in the score. fps: of the frames. device: of PyTorch.
+
+    Raises:
+        ValueError: not three weights. FileNotFoundError, ImportError: the weights, the code or a package that it needs
+            is missing, with what to fetch.
     """
 
     def __init__(self, checkpoint, code, weights=(1.0, 1.0, 1.0), fps=16, device="cuda"):
