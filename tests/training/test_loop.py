@@ -300,13 +300,7 @@ def test_an_evaluation_that_a_stop_left_out_is_made(tmp_path, data, capsys):
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path, data, capsys):
     values = pynative(tmp_path / "run", data, steps=5, every=50)
     run = trainer(tmp_path, values)
-    plain = run.train_step
-
-    def train(inputs):
-        run.interruption.asked = 15 if run.steps_done == 2 else 0
-        return plain(inputs)
-
-    run.train_step = train
+    runs.ask_for_an_end(run, step=3)
     with pytest.raises(SystemExit) as caught:
         run.run()
     assert caught.value.code == 143

@@ -126,13 +126,7 @@ def test_stopped_and_resumed_equals_undisturbed_bit_by_bit(finished, data, base,
     _, folder = finished
     values = runs.adapter_settings(tmp_path / "run", data, base, steps=STEPS, every=2)
     run = trainer(tmp_path, values)
-    plain = run.train_step
-
-    def train(inputs):
-        run.interruption.asked = 15 if run.steps_done == 2 else 0
-        return plain(inputs)
-
-    run.train_step = train
+    runs.ask_for_an_end(run, step=3)
     with pytest.raises(SystemExit):
         run.run()
     assert (step(tmp_path / "run", 3) / "adapter_ema").is_dir()
