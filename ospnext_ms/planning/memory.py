@@ -24,8 +24,8 @@ _FLASH_STATISTICS = 64
 _VAE_WEIGHTS, _VAE_MAPS, _VAE_EARLIER, _PAST_FRAMES = 13_800, 10, 12.3, 2
 # Free pieces between tensors that fit none of the others, as a share of one block's activations where blocks are
 # recomputed, and of a block's work in a forward pass; fitted to the dry run, which has no virtual memory
-# (docs/ascend.md).
-_FRAGMENTS = 0.3
+# (docs/ascend.md). Beside a frozen network, whose blocks keep less, they are a larger share.
+_FRAGMENTS, _FRAGMENTS_OF_FROZEN = 0.3, 0.5
 
 
 @dataclass(frozen=True)
@@ -257,9 +257,9 @@ def _activations(workload: Workload, recompute: bool) -> dict[str, int]:
     # With guidance both branches of the velocity wait for the backward pass.
     times = workload.forwards if workload.trained == "lora" else 1
     if recompute:
-        block = int(batch * max(blocks))
+        block, share = int(batch * max(blocks)), _FRAGMENTS_OF_FROZEN if frozen else _FRAGMENTS
         return {"inputs of the blocks": times * inputs, "one block's activations": block,
-                "gradients under way": in_flight, "fragments": int(_FRAGMENTS * block)}
+                "gradients under way": in_flight, "fragments": int(share * block)}
     return {"activations": int(times * batch * sum(blocks)), "gradients under way": in_flight}
 
 

@@ -6,7 +6,8 @@ from ospnext_ms.planning import ascend_checks
 
 
 def test_versions_that_belong_together(monkeypatch):
-    assert ascend_checks.check_versions().startswith("mindspore 2.9.")
+    monkeypatch.setattr(ascend_checks, "version", {"mindspore": "2.9.0", "mindformers": "1.9.0"}.get)
+    assert ascend_checks.check_versions() == "mindspore 2.9.0 with mindformers 1.9.0"
     monkeypatch.setattr(ascend_checks, "version", {"mindspore": "2.10.0", "mindformers": "1.9.0"}.get)
     with pytest.raises(ValueError, match=r"^mindspore is 2.10.0; supported: mindspore 2.9 with mindformers 1.9$"):
         ascend_checks.check_versions()

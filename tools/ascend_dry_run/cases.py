@@ -26,6 +26,7 @@ from ospnext_ms.runtime import start
 SMALL = dict(dim=1024, ffn_dim=2048, num_heads=8, num_layers=8, freq_dim=256, text_dim=256, text_len=512,
              num_full_blocks=4)
 SMALL_GRID = (5, 9, 10)
+LORA_TARGETS = ("q", "k", "v", "o")
 CASES = {}
 
 
@@ -141,18 +142,24 @@ def gradient(grid=SMALL_GRID, degrees=(1, 1, 1), recompute=True, residual_dtype=
 
 
 @case
-def step(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, batches=1, recompute=True, residual_dtype="fp32", **shape):
-    """A whole training step: gradients, norms, sums over the processes, update of weights, moments and averages."""
+def step(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, batches=1, recompute=True, residual_dtype="fp32", rank=None,
+         targets=LORA_TARGETS, **shape):
+    """A whole training step: gradients, norms, sums over the processes, update of weights, moments and averages.
+
+    With `rank` of adapters, on a frozen network.
+    """
     from ospnext_ms.training.ema import Ema
     from ospnext_ms.training.loss import VelocityLoss
     from ospnext_ms.training.optimizer import make_optimizer, set_learning_rate
     from ospnext_ms.training.step import TrainStep
 
     run, mesh, config = runtime(), mesh_of(*degrees), dit_config(**shape)
-    built = build(config, run, mesh, param_dtype=ms.float32, residual_dtype=residual_dtype, training=True,
-                  recompute=recompute)
+    lora = None if rank is None else LoRAConfig(rank=rank, alpha=2.0 * rank, targets=targets)
+    built = build(config, run, mesh, param_dtype=None if lora else ms.float32, residual_dtype=residual_dtype,
+                  training=True, recompute=recompute, lora=lora)
+    trained = built.adapters.parameters if lora else built.net.get_parameters()
     with no_init_parameters():
-        optimizer = make_optimizer(built.net.get_parameters(), betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+        optimizer = make_optimizer(trained, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     give_memory((*optimizer.parameters, *optimizer.exp_avg, *optimizer.exp_avg_sq))
     train = TrainStep(VelocityLoss(built.net), optimizer, Ema(optimizer.parameters, 0.999), run, mesh, built.sharded)
     x, _, text = latent_of(config, grid, batch)
@@ -198,13 +205,14 @@ def vae(dim=32, height=8, width=8, frames=3, parts=("decode", "encode")):
 
 
 @case
-def policy(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, rank=8, recompute=False, residual_dtype="fp32", **shape):
+def policy(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, rank=8, recompute=False, residual_dtype="fp32",
+           targets=LORA_TARGETS, **shape):
     """Scoring and gradient of post-training, adapters on a frozen network, and a stochastic step."""
     from ospnext_ms.diffusion.sampler import sde_step
     from ospnext_ms.post_training.policy import GuidedVelocity, PolicyLoss, StepLogProb
 
     run, mesh, config = runtime(), mesh_of(*degrees), dit_config(**shape)
-    lora = LoRAConfig(rank=rank, alpha=2.0 * rank, targets=("q", "k", "v", "o"))
+    lora = LoRAConfig(rank=rank, alpha=2.0 * rank, targets=targets)
     built = build(config, run, mesh, lora=lora, residual_dtype=residual_dtype, training=True, recompute=recompute)
     guided = GuidedVelocity(built.net, 5.0)
     x, _, text = map(Tensor, latent_of(config, grid, batch))

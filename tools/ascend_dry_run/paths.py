@@ -34,6 +34,7 @@ PATHS = {
     "gradient": Job("gradient"),
     "gradient-without-recompute": Job("gradient", {"recompute": False}),
     "step": Job("step", {"batches": 2}),
+    "step-lora": Job("step", {"rank": 8}),
     "hif8-emulated-forward": Job("forward", {"quant": "hif8"}),
     "hif8-emulated-gradient": Job("gradient", {"quant": "hif8"}),
     "hif8-native-forward": Job("forward", {"quant": "hif8", "native": True}),
@@ -75,7 +76,9 @@ def from_config(path, overrides, layers, full, world):
         return {"forward": Job("by-block" if work.offload else "forward", options, world), **_coders(work)}, work
     options |= {"recompute": work.recompute, "residual_dtype": "fp32" if work.residual == 4 else "bf16"}
     if work.trained == "lora":
-        return {"policy": Job("policy", options | {"rank": work.lora.rank}, world), **_coders(work)}, work
+        options |= {"rank": work.lora.rank, "targets": list(work.lora.targets)}
+    if work.run_mode == "post_train":
+        return {"policy": Job("policy", options, world), **_coders(work)}, work
     return {"step": Job("step", options | {"batches": min(work.batches, 2)}, world)}, work
 
 

@@ -46,6 +46,8 @@ def _degrees(skiparse, ulysses, shard=1):
         ("skiparse_parallel", skiparse), ("ulysses_parallel", ulysses), ("parameter_shard", shard)))
 
 
+_TRAIN_LORA, _POST_TRAIN_HIF8 = "yaml_configs/train/14b_lora.yaml", "yaml_configs/post_train/14b_hif8.yaml"
+
 _NO_RECOMPUTE = ("recompute_config.recompute=false",)
 
 _GENERATE_HIF8, _TRAIN_HIF8 = (f"yaml_configs/{mode}/14b_hif8.yaml" for mode in ("generate", "train"))
@@ -68,6 +70,8 @@ REAL_PATHS = {
     "training step 14B, SSP 4x2, weights over 8, HiF8 native": Real(_TRAIN_HIF8, "step", 8, 4, 8, _NATIVE),
     "training step 14B, HiF8 native, whole": Real(_TRAIN_HIF8, "step", None, None, 8, _NATIVE),
     "post-training 14B, scoring and update, SSP 4x2, weights over 8": Real(POST_TRAIN, "policy", 4, 0, 8),
+    "post-training 14B, the same in 8 bits, native": Real(_POST_TRAIN_HIF8, "policy", 4, 0, 8, _NATIVE),
+    "adapters, training step 14B, SSP 4x2, weights over 8": Real(_TRAIN_LORA, "step", 8, 4, 8),
     "VAE, decoding 720P": Real(GENERATE, "vae", None, None, 1, _WHOLE_FRAMES),
     "VAE, decoding 720P by tiles of 720 pixels": Real(GENERATE, "vae", None, None),
     "VAE, decoding 720P by tiles of 480 pixels": Real(_GENERATE_OFFLOAD, "vae", None, None),

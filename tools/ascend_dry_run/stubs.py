@@ -16,6 +16,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from ospnext_ms.planning.ascend_checks import SUPPORTED
+
 SOC = "Ascend910B1"
 CANN_VERSION = "9.0.0"
 # Sizes in bytes of CANN's graph-engine objects, whose constructors only have to leave zeros.
@@ -55,6 +57,10 @@ def prepare_stubs():
     if platform.machine() != "x86_64" or sys.platform != "linux":
         raise OSError(f"the dry run needs MindSpore's wheel for Linux on x86-64, this is {sys.platform} on "
                       f"{platform.machine()}; run it on such a machine")
+    wanted, found = SUPPORTED["mindspore"], version("mindspore")
+    if not found.startswith(f"{wanted}."):
+        raise OSError(f"the dry run's stubs are for MindSpore {wanted}, here is {found}, which ends on them without a "
+                      f"word; install {wanted}")
     missing = [tool for tool in ("gcc", "nm", "readelf", "strings", "c++filt") if shutil.which(tool) is None]
     if missing:
         raise OSError(f"the dry run needs {', '.join(missing)}; install gcc and binutils")
