@@ -23,7 +23,8 @@ class Linear(nn.Cell):
 
     Input [..., in_channels] of any float dtype, output [..., out_channels] in `dtype`. The weight is read through
     `gather_weight`, a Cell or function from the parameter to the whole weight, which whoever shards the parameter
-    replaces. `adapter`, a Cell from x to something added to y, belongs to models.lora; None adds nothing.
+    replaces. `adapter`, a Cell from x to something added to y, with a Cell `both` from x to twice x, belongs to
+    models.lora; None adds nothing.
     """
 
     def __init__(self, in_channels, out_channels, has_bias=True, dtype=ms.float32, param_dtype=None):
@@ -40,8 +41,10 @@ class Linear(nn.Cell):
     def construct(self, x):
         weight = self.gather_weight(self.weight).astype(self.dtype)
         bias = self.bias.astype(self.dtype) if self.has_bias else None
-        y = project(x.astype(self.dtype), weight, bias)
-        return y if self.adapter is None else y + self.adapter(x)
+        if self.adapter is None:
+            return project(x.astype(self.dtype), weight, bias)
+        x, seen = self.adapter.both(x)
+        return project(x.astype(self.dtype), weight, bias) + self.adapter(seen)
 
 
 class LayerNorm(nn.Cell):

@@ -13,6 +13,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from ospnext_ms.kernels.assign import assign_values
+from ospnext_ms.kernels.fan_out import fan_out
 from ospnext_ms.kernels.linear import project
 from ospnext_ms.models.lora_config import LoRAConfig
 
@@ -27,7 +28,7 @@ class LowRank(nn.Cell):
         scaling, switch: float, and Parameter [] fp32, 1 or 0, shared by all adapters of a network. Without a switch
             neither is multiplied in.
 
-    Input x [..., in] of any float dtype; output [..., out] in `dtype`.
+    Input x [..., in] of any float dtype; output [..., out] in `dtype`. `both` gives the layer and this the same x.
     """
 
     def __init__(self, a, b, dtype, scaling=1.0, switch=None, param_dtype=ms.float32):
@@ -37,6 +38,7 @@ class LowRank(nn.Cell):
         self.switch = switch
         self.scaling = scaling
         self.dtype = dtype
+        self.both = fan_out(2)
 
     def construct(self, x):
         down = project(x.astype(self.dtype), self.lora_A.astype(self.dtype))

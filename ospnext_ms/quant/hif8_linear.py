@@ -70,13 +70,16 @@ class HiF8Linear(Linear):
 
     def construct(self, x):
         weight = self.gather_weight(self.weight)
+        seen = None
+        if self.adapter is not None:
+            x, seen = self.adapter.both(x)
         x_MK = x.reshape(-1, x.shape[-1])
         w_scale = self.code_scale if self.is_frozen else self.weight_scale(weight)
         y = self.product(x_MK, weight, self.input_scale(x_MK), w_scale)
         if self.has_bias:
             y = add_bias(y, self.bias.astype(self.dtype))
         y = y.reshape(*x.shape[:-1], weight.shape[0])
-        return y if self.adapter is None else y + self.adapter(x)
+        return y if self.adapter is None else y + self.adapter(seen)
 
 
 def hif8_linear_factory(recipe, dtype, param_dtype):
