@@ -264,8 +264,8 @@ def _activations(workload: Workload, recompute: bool) -> dict[str, int]:
 
 
 def _rounded(workload: Workload, parameters: Shapes) -> dict[str, int]:
-    """Operands of products on their way to 8 bits, in fp32, which the backward pass of a block reads all at once: by
-    the device, the weights that are trained, and the widest activation as it is and scaled; emulated, all operands of a
+    """Operands of products on their way to 8 bits, in fp32, which the backward pass of a block reads all at once:
+    natively, the weights that are trained, and the widest activation as it is and scaled; emulated, all operands of a
     block, scaled and with what rounds them (docs/ascend.md: HiF8).
     """
     quantised = _quantised(workload, parameters)
@@ -324,7 +324,7 @@ def _forward_work(workload: Workload) -> int:
     values = workload.batch * tokens_of_device(workload)
     attention = values * dit.dim * (workload.residual + 4 + 4 + c + 3 * c + 3 * 4 + c)
     feed_forward = values * (dit.dim * (workload.residual + 4 + c) + 2 * c * dit.ffn_dim)
-    if dit.quant is not None:
+    if dit.quant is not None and dit.quantised_blocks:
         # The widest activation in fp32 as it is and scaled; emulated, its magnitude and what rounds it too.
         feed_forward += (4 if _is_emulated(workload) else 2) * 4 * values * dit.ffn_dim
     return int(max(attention, (1 + _FRAGMENTS) * feed_forward))

@@ -161,8 +161,9 @@ def _dtypes(config: GenerateConfig | TrainConfig | PostTrainConfig) -> tuple[str
 def _quant_notes(dit: DiTConfig) -> tuple[str, ...]:
     if not (dit.quant or dit.quant_attention):
         return ()
-    return ("dit.quant: weights that are not trained are planned in 8 bits, all else in the compute dtype; what scales "
-            "cost is not counted",)
+    return ("dit.quant: weights that are not trained are planned in 8 bits, operands on their way there in fp32; "
+            "backend auto is planned as native (Ascend 950); where it is emulated it needs more, which backend emulate shows",)
+
 
 
 def _training(config: TrainConfig, parallel: ParallelSection, video: tuple[int, int, int],

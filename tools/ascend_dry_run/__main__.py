@@ -3,7 +3,7 @@
     python -m tools.ascend_dry_run                              # all small cases
     python -m tools.ascend_dry_run forward hif8-native-gradient --json
     python -m tools.ascend_dry_run --config yaml_configs/train/14b.yaml --layers 8 --full 4 --rank 0 --world 8
-    python -m tools.ascend_dry_run --table                      # every path at its real size, two hours of a core
+    python -m tools.ascend_dry_run --table                      # every path at its real size, 90 minutes of a core
 
 What it can tell: graphs that do not compile for Ascend, operators without an Ascend kernel, which operators take the
 legacy path (aclop), planned peak memory without workspaces, the order of collectives of every rank. What it cannot:

@@ -71,7 +71,8 @@ def from_config(path, overrides, layers, full, world):
     options = {"grid": list(work.grid), "batch": work.batch, "degrees": [
         parallel.skiparse_parallel, parallel.ulysses_parallel, parallel.parameter_shard], **shape}
     if work.dit.quant:
-        options["native"] = work.dit.quant_config.backend == "native"
+        # "auto" is native on an Ascend 950, as `plan` counts it.
+        options["native"] = work.dit.quant_config.backend != "emulate"
     if work.trained is None:
         return {"forward": Job("by-block" if work.offload else "forward", options, world), **_coders(work)}, work
     options |= {"recompute": work.recompute, "residual_dtype": "fp32" if work.residual == 4 else "bf16"}

@@ -59,8 +59,8 @@ def prepare_stubs():
                       f"{platform.machine()}; run it on such a machine")
     wanted, found = SUPPORTED["mindspore"], version("mindspore")
     if not found.startswith(f"{wanted}."):
-        raise OSError(f"the dry run's stubs are for MindSpore {wanted}, here is {found}, which ends on them without a "
-                      f"word; install {wanted}")
+        raise OSError(f"the dry run's stubs are for MindSpore {wanted}, here is {found}, which crashes on them; "
+                      f"install {wanted}")
     missing = [tool for tool in ("gcc", "nm", "readelf", "strings", "c++filt") if shutil.which(tool) is None]
     if missing:
         raise OSError(f"the dry run needs {', '.join(missing)}; install gcc and binutils")

@@ -58,7 +58,7 @@ def test_a_yaml_file(capsys):
 
 @pytest.mark.slow
 def test_the_table(capsys):
-    """Of one path; all of them take two hours."""
+    """Of one path; all of them take an hour and a half."""
     assert main(["--table", "forward 1.3B, 480P"]) == 0
     *_, row, _, rest = capsys.readouterr().out.splitlines()
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
