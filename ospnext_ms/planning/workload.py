@@ -162,7 +162,7 @@ def _quant_notes(dit: DiTConfig) -> tuple[str, ...]:
     if not (dit.quant or dit.quant_attention):
         return ()
     return ("dit.quant: weights that are not trained are planned in 8 bits, operands on their way there in fp32; "
-            "backend auto is planned as native (Ascend 950); where it is emulated it needs more, which backend emulate shows",)
+            "backend auto is planned as native (Ascend 950); emulate shows what an emulation needs",)
 
 
 

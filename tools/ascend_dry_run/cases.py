@@ -160,7 +160,7 @@ def step(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, batches=1, recompute=True,
     trained = built.adapters.parameters if lora else built.net.get_parameters()
     with no_init_parameters():
         optimizer = make_optimizer(trained, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
-    give_memory((*optimizer.parameters, *optimizer.exp_avg, *optimizer.exp_avg_sq))
+    give_memory((*built.net.get_parameters(), *optimizer.exp_avg, *optimizer.exp_avg_sq))
     train = TrainStep(VelocityLoss(built.net), optimizer, Ema(optimizer.parameters, 0.999), run, mesh, built.sharded)
     x, _, text = latent_of(config, grid, batch)
     micro_batches = [(x, x, np.full(batch, 0.5, np.float32), text)] * batches
@@ -214,6 +214,7 @@ def policy(grid=SMALL_GRID, degrees=(1, 1, 1), batch=1, rank=8, recompute=False,
     run, mesh, config = runtime(), mesh_of(*degrees), dit_config(**shape)
     lora = LoRAConfig(rank=rank, alpha=2.0 * rank, targets=targets)
     built = build(config, run, mesh, lora=lora, residual_dtype=residual_dtype, training=True, recompute=recompute)
+    give_memory(built.net.get_parameters())
     guided = GuidedVelocity(built.net, 5.0)
     x, _, text = map(Tensor, latent_of(config, grid, batch))
     one = Tensor(np.full(batch, 0.5, np.float32))
