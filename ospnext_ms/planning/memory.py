@@ -59,7 +59,7 @@ def estimate(workload: Workload, recompute: bool | None = None) -> Memory:
                 **_rounded(workload, parameters), **_weight_copies(workload, parameters, recompute)}
     largest = max(shapes.shard_count({name: shape}, workload.parallel.parameter_shard)
                   for name, shape in parameters.items())
-    # On Ascend one tensor at a time, scaled and then apart from its average; elsewhere a part is one graph.
+    # On Ascend of one tensor at a time: its scaled gradient, then its average's change. Elsewhere a part is one graph.
     part = 2 if workload.flash else CHUNK_SIZE
     update = {"gradients": 4 * trained, "scaled gradients of a part": 4 * min(trained, part * largest)}
     phases = {"backward": backward, "update": update}
@@ -273,12 +273,13 @@ def _rounded(workload: Workload, parameters: Shapes) -> dict[str, int]:
         return {}
     dit, tokens = workload.dit, workload.batch * tokens_of_device(workload)
     weights = shapes.count(_of_first_block(quantised)) if workload.trained == "all" else 0
-    if _is_emulated(workload):
+    if is_emulated(workload):
         return {"operands being rounded": 2 * 4 * (weights + tokens * (6 * dit.dim + dit.ffn_dim))}
     return {"operands being rounded": 4 * weights + 2 * 4 * tokens * dit.ffn_dim}
 
 
-def _is_emulated(workload: Workload) -> bool:
+def is_emulated(workload: Workload) -> bool:
+    """Whether its HiF8 is planned as emulated; "auto" is native, as on an Ascend 950."""
     quantization = workload.dit.quant_config
     return quantization is not None and quantization.backend == "emulate"
 
@@ -318,7 +319,7 @@ def _weight_copies(workload: Workload, parameters: Shapes, recompute: bool) -> d
 
 def _forward_work(workload: Workload) -> int:
     """Tensors of one block alive at once without a backward pass, in its self-attention or in its feed-forward network,
-    see above, and the free pieces between them.
+    and for the latter the free pieces between them.
     """
     dit, c = workload.dit, workload.compute
     values = workload.batch * tokens_of_device(workload)
@@ -326,5 +327,5 @@ def _forward_work(workload: Workload) -> int:
     feed_forward = values * (dit.dim * (workload.residual + 4 + c) + 2 * c * dit.ffn_dim)
     if dit.quant is not None and dit.quantised_blocks:
         # The widest activation in fp32 as it is and scaled; emulated, its magnitude and what rounds it too.
-        feed_forward += (4 if _is_emulated(workload) else 2) * 4 * values * dit.ffn_dim
+        feed_forward += (4 if is_emulated(workload) else 2) * 4 * values * dit.ffn_dim
     return int(max(attention, (1 + _FRAGMENTS) * feed_forward))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from ospnext_ms.config.reader import ConfigError
 from ospnext_ms.models.sizes import SPATIAL_COMPRESSION, latent_frames
+from ospnext_ms.planning import memory
 from ospnext_ms.planning.workload import read_workload
 
 # What of a DiTConfig a case is given.
@@ -71,8 +72,7 @@ def from_config(path, overrides, layers, full, world):
     options = {"grid": list(work.grid), "batch": work.batch, "degrees": [
         parallel.skiparse_parallel, parallel.ulysses_parallel, parallel.parameter_shard], **shape}
     if work.dit.quant:
-        # "auto" is native on an Ascend 950, as `plan` counts it.
-        options["native"] = work.dit.quant_config.backend != "emulate"
+        options["native"] = not memory.is_emulated(work)
     if work.trained is None:
         return {"forward": Job("by-block" if work.offload else "forward", options, world), **_coders(work)}, work
     options |= {"recompute": work.recompute, "residual_dtype": "fp32" if work.residual == 4 else "bf16"}
